@@ -1,0 +1,248 @@
+"""Sampling: from noise at t_max to data at t_end, with any solver, on any grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import grid
+from ._tensor import check_data, check_positive_int
+from .errors import ConfigError, NonFiniteError, ShapeError, SolverError, TimeRangeError
+from .model import Conditioned, ScoreModel, check_same_kind, inference, slice_cond
+from .noise import PRIOR, Noise, check_ids, check_seed
+from .sde import SDE, Level
+from .solvers import Heun, Solver, check_solver
+
+CHECK_EVERY = 16  # steps between two looks for non-finite states: each look waits for the device
+
+
+def sample(
+    model: ScoreModel,
+    n: int | None = None,
+    *,
+    solver: Solver = Heun(),  # noqa: B008 (frozen)
+    steps: int | None = None,
+    times: Tensor | Iterable[float] | None = None,
+    t_end: float | None = None,
+    x_init: Tensor | None = None,
+    ids: Iterable[int] | Tensor | None = None,
+    seed: int = 0,
+    denoise: bool = False,
+    batch_size: int | None = None,
+    progress: bool = False,
+    **cond: Any,
+) -> Tensor:
+    """Draws n samples, (n, *event_shape), in model space.
+
+    Sample i is a function of (seed, ids[i]): its noise is the same to the bit for any n, order of ids and batch size, and with a
+    solver of fixed steps so is the sample, at the same ``batch_size`` (the last batch is padded).
+
+    Args:
+        model: a ScoreModel.
+        n: number of samples; None: as many as x_init has.
+        solver: ``Heun()``, ``EulerMaruyama()``, ``TorchDiffEq("dopri5")``, ...
+        steps: number of steps, on the SDE's default grid. Neither steps nor times: the solver's own, 50 for most.
+        times: decreasing times, the first where x_init (or noise) is, the last where to stop; instead of steps.
+        t_end: where to stop; None: the SDE's t_end.
+        x_init: states at times[0] (B, *event_shape); None: N(0, sigma(times[0])^2 I).
+        ids: sample ids, 0..n-1 by default.
+        seed: integer in [0, 2^64).
+        denoise: at the end, replace x by E[x_0 | x] (Tweedie's formula, one more call).
+        batch_size: samples computed at once; None: a function of the event shape, good on a CPU (more is faster on a GPU).
+        progress: show a progress bar.
+        **cond: for the network; a tensor with first dimension n is per sample.
+
+    Returns:
+        The dtype and device of x_init, else of the model.
+
+    Raises:
+        ConfigError, ShapeError, DTypeError, DeviceError, NonFiniteError, TimeRangeError: bad arguments.
+        SolverError: non-finite states, with step range, time range and sample ids.
+    """
+    _check_model(model)
+    check_solver(solver)
+    n, x_init = _check_start(model, n, x_init)
+    plan = make_times(model.sde, solver, steps, times, t_end)
+    check_seed(seed)
+    id_array = check_ids(ids, n)
+    dtype, device = (model.dtype, model.device) if x_init is None else (x_init.dtype, x_init.device)
+    size = default_batch_size(model.event_shape) if batch_size is None else check_positive_int(batch_size, "batch_size")
+    out = torch.empty((n, *model.event_shape), dtype=dtype, device=device)
+    with inference(model):
+        levels = model.sde.levels(plan)
+        with _progress(progress, -(-n // size) * (len(levels) - 1), "sampling") as advance:
+            for start in range(0, n, size):
+                stop = min(start + size, n)
+                # the last batch is filled up with copies of its last sample: networks are not bit-stable across batch sizes
+                rows = np.minimum(np.arange(start, start + size), stop - 1)
+                noise = Noise(seed, id_array[rows], model.event_shape, dtype, device)
+                bound = _bind(model, cond, rows, n, device)
+                x = None if x_init is None else x_init[torch.from_numpy(rows).to(device)]
+                state = torch.empty(0)
+                for _, _, state in solve(bound, solver, x, levels, noise):  # noqa: B007
+                    advance()
+                if denoise:
+                    state = bound.denoise(state, levels[-1])
+                out[start:stop] = state[: stop - start]
+    return out
+
+
+def trajectory(
+    model: ScoreModel,
+    n: int | None = None,
+    *,
+    solver: Solver = Heun(),  # noqa: B008 (frozen)
+    steps: int | None = None,
+    times: Tensor | Iterable[float] | None = None,
+    t_end: float | None = None,
+    x_init: Tensor | None = None,
+    ids: Iterable[int] | Tensor | None = None,
+    seed: int = 0,
+    **cond: Any,
+) -> Iterator[tuple[int, float, Tensor, Tensor]]:
+    """Yields (step, t, x, x0) from the start (step 0) to the end: the state at t and its denoised estimate E[x_0 | x_t].
+
+    Arguments and errors as for ``sample``; all n samples form one batch. x0 takes one call a step beyond those of the solver.
+    """
+    _check_model(model)
+    check_solver(solver)
+    n, x_init = _check_start(model, n, x_init)
+    plan = make_times(model.sde, solver, steps, times, t_end)
+    dtype, device = (model.dtype, model.device) if x_init is None else (x_init.dtype, x_init.device)
+    noise = Noise(check_seed(seed), check_ids(ids, n), model.event_shape, dtype, device)
+    levels = model.sde.levels(plan)
+    bound = _bind(model, cond, np.arange(n), n, device)
+    x = noise.normal(PRIOR) * levels[0].sigma if x_init is None else x_init
+
+    def run() -> Iterator[tuple[int, float, Tensor, Tensor]]:
+        steps_done = solve(bound, solver, x, levels, noise)
+        state, step, t = x, 0, levels[0]
+        while True:
+            with inference(model):
+                x0 = bound.denoise(state, t)
+            yield step, float(t), state, x0
+            with inference(model):
+                found = next(steps_done, None)
+            if found is None:
+                return
+            step, t, state = found[0] + 1, found[1], found[2]
+
+    return run()
+
+
+def solve(
+    model: Any, solver: Solver, x: Tensor | None, levels: list[Level], noise: Noise
+) -> Iterator[tuple[int, Level, Tensor]]:
+    """The loop, written once: yields (step, time reached, state) after every step. x None starts from noise."""
+    if x is None:
+        x = noise.normal(PRIOR) * levels[0].sigma
+    state = solver.init(model, x, levels) if hasattr(solver, "init") else None
+    last = len(levels) - 2
+    checked = 0
+    for i in range(last + 1):
+        x, state = solver.step(model, x, levels[i], levels[i + 1], state, noise.at(i))
+        if i == last or (i + 1) % CHECK_EVERY == 0:
+            finite = torch.isfinite(x)
+            if not bool(finite.all()):
+                bad = (~finite.flatten(1).all(1)).nonzero().flatten().tolist()
+                ids = list(dict.fromkeys(int(noise.ids[row]) for row in bad))
+                raise SolverError(
+                    f"{solver!r}: states are not finite in steps {checked} to {i}, t from {levels[checked]:.6g} to "
+                    f"{levels[i + 1]:.6g}, for sample ids {ids[:8]}{'...' if len(ids) > 8 else ''}: "
+                    "take more steps, another grid, or check the model at these times"
+                )
+            checked = i + 1
+        yield i, levels[i + 1], x
+
+
+def make_times(
+    sde: SDE,
+    solver: Solver,
+    steps: int | None = None,
+    times: Tensor | Iterable[float] | None = None,
+    t_end: float | None = None,
+) -> Tensor:
+    """The decreasing times of a solve, from steps or times. Raises ConfigError, NonFiniteError, TimeRangeError."""
+    if times is None:
+        steps = getattr(solver, "default_steps", Solver.default_steps) if steps is None else steps
+        return grid.default(sde, check_positive_int(steps, "steps"), end=t_end)
+    if steps is not None:
+        raise ConfigError(f"both steps = {steps} and times were given: give one of them")
+    if t_end is not None:
+        raise ConfigError(f"both t_end = {t_end} and times were given: the last of times is where to stop")
+    try:
+        plan = torch.as_tensor(times, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(f"times = {times!r}, expected a tensor or list of decreasing floats") from None
+    if plan.ndim != 1 or len(plan) < 2:
+        raise ConfigError(f"times have shape {tuple(plan.shape)}, expected at least two decreasing times, (n + 1,)")
+    if not bool(plan.isfinite().all()):
+        raise NonFiniteError("times hold NaN or inf")
+    if not bool((plan.diff() < 0).all()):
+        raise ConfigError("times are not decreasing: they run from noise (t_max) to data (t_end), each below the one before")
+    if float(plan[0]) > sde.t_max * (1 + 1e-12) or float(plan[-1]) < sde.t_min * (1 - 1e-12):
+        raise TimeRangeError(
+            f"times run from {float(plan[0]):.6g} to {float(plan[-1]):.6g}, "
+            f"expected within [t_min, t_max] = [{sde.t_min:.6g}, {sde.t_max:.6g}]"
+        )
+    return plan
+
+
+def default_batch_size(event_shape: tuple[int, ...]) -> int:
+    """About 4096 numbers, between 16 and 1024 samples: little padding for few samples, fast enough on a CPU for many."""
+    numbers = int(np.prod(event_shape))
+    return int(min(max(1 << round(np.log2(max(4096 / numbers, 1))), 16), 1024))
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, ScoreModel):
+        raise ConfigError(
+            f"model is a {type(model).__name__}, expected a ScoreModel: scoresde.NetworkModel(net, sde, event_shape) for a network"
+        )
+
+
+def _check_start(model: ScoreModel, n: int | None, x_init: Tensor | None) -> tuple[int, Tensor | None]:
+    if x_init is not None:
+        check_data(x_init, model.event_shape, "x_init")
+        check_same_kind(model, x_init, "x_init")
+        if n is not None and n != len(x_init):
+            raise ConfigError(f"n = {n}, but x_init has {len(x_init)} samples: leave n out")
+        return len(x_init), x_init.detach()
+    if n is None:
+        raise ConfigError("neither n nor x_init was given: how many samples?")
+    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        raise ConfigError(f"n = {n!r}, expected an integer of at least 0")
+    return n, None
+
+
+def _bind(model: ScoreModel, cond: dict[str, Any], rows: np.ndarray, n: int, device: torch.device) -> ScoreModel:
+    """The model with the conditions of these rows, checked for their length."""
+    if not cond:
+        return model
+    for name, value in cond.items():
+        if isinstance(value, Tensor) and value.ndim and value.shape[0] not in (1, n):
+            raise ShapeError(f"condition {name!r} has shape {tuple(value.shape)} for {n} samples: expected ({n}, ...)")
+    index = torch.from_numpy(rows)
+    return Conditioned(model, slice_cond(cond, lambda v: v[index.to(v.device)].to(device), n))
+
+
+class _progress:
+    """A tqdm bar as a context manager that gives a function to advance it; nothing when not shown."""
+
+    def __init__(self, show: bool, total: int, what: str) -> None:
+        self.bar: Any = None
+        if show:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=total, desc=what, leave=False)
+
+    def __enter__(self) -> Any:
+        return self.bar.update if self.bar is not None else lambda: None
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()

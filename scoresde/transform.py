@@ -1,0 +1,105 @@
+r"""Integer levels and model space: dequantization, its inverse, and the offset of bits per dimension.
+
+Levels k in {0, ..., K-1} become x = low + (high - low) (k + u)/K with u uniform in [0, 1) (1511.01844, section 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._tensor import check_positive_int, check_shape
+from .errors import ConfigError, DTypeError
+from .noise import DEQUANTIZE, Noise, check_ids, check_seed
+
+
+@dataclass(frozen=True)
+class Transform:
+    """K integer levels on [low, high] of the model's space.
+
+    >>> import scoresde as sd
+    >>> sd.Transform(levels=256).bits_offset  # log2 256 - log2(1 - -1)
+    7.0
+
+    Raises:
+        ConfigError: levels < 2, or low >= high.
+    """
+
+    levels: int
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if check_positive_int(self.levels, "levels") < 2:
+            raise ConfigError(f"levels = {self.levels}, expected at least 2")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ConfigError(f"low = {self.low} and high = {self.high}: expected finite low < high")
+
+    @property
+    def bin_width(self) -> float:
+        """Width of one level in model space."""
+        return (self.high - self.low) / self.levels
+
+    @property
+    def bits_offset(self) -> float:
+        """log2 K - log2(high - low): bits per dimension of the levels minus those of the density in model space."""
+        return math.log2(self.levels) - math.log2(self.high - self.low)
+
+    def log_det(self, dimensions: int) -> float:
+        """log |det dx/dk| of the map from k + u to x, in nats."""
+        return dimensions * math.log(self.bin_width)
+
+    def dequantize(
+        self,
+        levels: Tensor,
+        seed: int = 0,
+        ids: Iterable[int] | Tensor | None = None,
+        draw: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Model-space floats: low + (high - low)(k + u)/K, u a function of (seed, sample id, draw). ids None is 0..B-1.
+
+        ``quantize`` gives the levels back, whatever the rounding to dtype.
+
+        Raises:
+            DTypeError: levels are not integers.
+            ConfigError: levels outside 0..K-1.
+        """
+        self.check_levels(levels)
+        noise = Noise(check_seed(seed), check_ids(ids, len(levels)), tuple(levels.shape[1:]), torch.float64)
+        # off the edges of a bin by what rounding to dtype can move a value: quantize(dequantize(k)) is k, always
+        rounding = torch.finfo(dtype).eps + 8 * torch.finfo(torch.float64).eps
+        margin = min(0.5, rounding * max(abs(self.low), abs(self.high)) / self.bin_width)
+        u = noise.uniform(DEQUANTIZE, draw).to(levels.device).clamp(margin, 1 - margin)
+        x = self.low + (levels.double() + u) * self.bin_width
+        return x.to(device=device, dtype=dtype)
+
+    def center(self, levels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The middle of each level's bin in model space, for pictures and for comparing samples with data."""
+        self.check_levels(levels)
+        return (self.low + (levels.double() + 0.5) * self.bin_width).to(dtype)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """The level of each value, int64; values outside [low, high] go to the nearest level."""
+        return ((x.double() - self.low) / self.bin_width).floor().clamp(0, self.levels - 1).long()
+
+    def check_levels(self, levels: Tensor) -> None:
+        """Checks integers in 0..K-1. Raises DTypeError, ShapeError, ConfigError."""
+        if not isinstance(levels, Tensor) or levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool:
+            kind = levels.dtype if isinstance(levels, Tensor) else type(levels).__name__
+            raise DTypeError(
+                f"levels have dtype {kind}, expected integers 0..{self.levels - 1}; "
+                "floats are in model space already: use log_prob"
+            )
+        check_shape(levels, name="levels")
+        low, high = (int(v) for v in torch.aminmax(levels))
+        if low < 0 or high >= self.levels:
+            raise ConfigError(
+                f"levels run from {low} to {high}, but Transform(levels={self.levels}) takes 0..{self.levels - 1}: "
+                "give the right number, Transform(levels=...)"
+            )

@@ -1,0 +1,74 @@
+"""Problems with known answers: exact targets, the six SDEs, closed-form paths, references and power calculations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+import scoresde as sd
+
+SDES = (sd.VPSDE(), sd.SubVPSDE(), sd.VESDE(), sd.CosineSDE(), sd.EDMSDE(), sd.RectifiedFlow())
+
+
+def name(sde: sd.SDE) -> str:
+    return type(sde).__name__
+
+
+def gaussian(dim: int = 2) -> sd.GaussianMixture:
+    """One Gaussian with a full covariance (eigenvalues spread from about 0.04 to 1) and a mean off the origin."""
+    return correlated_mixture(dim, 1, seed=1)
+
+
+def two_modes(dim: int = 2) -> sd.GaussianMixture:
+    """Two well separated modes of different widths and weights."""
+    means = torch.zeros(2, dim, dtype=torch.float64)
+    means[0, 0], means[1, 0], means[1, 1] = -1.0, 1.0, 0.5
+    return sd.GaussianMixture(means, torch.tensor([0.3, 0.4], dtype=torch.float64), torch.tensor([0.4, 0.6]))
+
+
+def correlated_mixture(dim: int, components: int = 3, seed: int = 0) -> sd.GaussianMixture:
+    """Full covariances: a non-diagonal Jacobian everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(components, dim, dim, dtype=torch.float64, generator=generator) * 0.5 / dim**0.5
+    means = 0.7 * torch.randn(components, dim, dtype=torch.float64, generator=generator)
+    covariances = root @ root.mT + 0.05 * torch.eye(dim, dtype=torch.float64)
+    return sd.GaussianMixture(means, covariances, torch.arange(1.0, components + 1))
+
+
+def image_mixture() -> sd.GaussianMixture:
+    """A mixture on images of shape (2, 3, 3), diagonal covariances."""
+    generator = torch.Generator().manual_seed(3)
+    means = 0.5 * torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=generator)
+    stds = 0.2 + 0.3 * torch.rand(4, 2, 3, 3, dtype=torch.float64, generator=generator)
+    return sd.GaussianMixture(means, stds)
+
+
+def marginal_sample(target: sd.GaussianMixture, sde: sd.SDE, t: float, n: int, seed: int = 0) -> Tensor:
+    """Exact draws from p_t."""
+    x0 = target.sample(n, seed=seed)
+    eps = torch.randn(x0.shape, dtype=x0.dtype, generator=torch.Generator().manual_seed(seed + 1))
+    return sde.alpha(t) * x0 + sde.sigma(t) * eps
+
+
+def gaussian_path(target: sd.GaussianMixture, sde: sd.SDE, x: Tensor, t: float, s: float) -> Tensor:
+    """The probability-flow ODE of a single Gaussian, solved: (x - alpha m)/sqrt(alpha^2 c + sigma^2) is constant."""
+    basis, c, mean = target._basis[0], target._variances[0], target.means[0]
+    z = ((x - sde.alpha(t) * mean) @ basis) / (sde.alpha(t) ** 2 * c + sde.sigma(t) ** 2).sqrt()
+    return sde.alpha(s) * mean + (z * (sde.alpha(s) ** 2 * c + sde.sigma(s) ** 2).sqrt()) @ basis.T
+
+
+def reference_path(model: sd.ExactModel, x: Tensor, times: Tensor) -> Tensor:
+    """The probability-flow ODE to 1e-12 by an eighth-order method that shares nothing with the solvers under test."""
+    return sd.sample(model, x_init=x, times=times[[0, -1]], solver=sd.TorchDiffEq("dopri8", rtol=1e-12, atol=1e-13), batch_size=len(x))
+
+
+def slope(steps: list[int], errors: list[float]) -> float:
+    """Order of convergence on the last doubling."""
+    return math.log(errors[-2] / errors[-1]) / math.log(steps[-1] / steps[-2])
+
+
+def z_limit(tests: int, family_alpha: float = 1e-6) -> float:
+    """Two-sided normal threshold for a family of tests, by Bonferroni."""
+    return float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - family_alpha / (2 * tests), dtype=torch.float64)))

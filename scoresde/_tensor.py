@@ -43,13 +43,7 @@ def check_data(x: Any, event_shape: tuple[int, ...] | None = None, name: str = "
         ShapeError: fewer than two dimensions, an empty batch or another event shape.
         NonFiniteError: NaN or infinity, with their count and the index of the first.
     """
-    if not isinstance(x, Tensor):
-        raise DTypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor: use torch.as_tensor({name})")
-    if not x.dtype.is_floating_point:
-        raise DTypeError(
-            f"{name} has dtype {x.dtype}, expected floating point: for integer levels give a `Transform` "
-            "(scoresde.Transform(levels=K)) and use bits_per_dim, or transform.dequantize(levels)"
-        )
+    check_floating(x, name)
     check_shape(x, event_shape, name)
     finite = torch.isfinite(x)
     if not bool(finite.all()):
@@ -60,6 +54,17 @@ def check_data(x: Any, event_shape: tuple[int, ...] | None = None, name: str = "
             "remove or repair these samples first"
         )
     return x
+
+
+def check_floating(x: Any, name: str = "x") -> None:
+    """Checks that x is a floating-point tensor. Raises DTypeError."""
+    if not isinstance(x, Tensor):
+        raise DTypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor: use torch.as_tensor({name})")
+    if not x.is_floating_point():
+        raise DTypeError(
+            f"{name} has dtype {x.dtype}, expected floating point: for integer levels give a `Transform` "
+            "(scoresde.Transform(levels=K)) and use bits_per_dim, or transform.dequantize(levels)"
+        )
 
 
 def check_shape(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str = "x") -> None:

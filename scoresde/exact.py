@@ -7,6 +7,8 @@ weights. Computed in float64, whatever the dtype of x.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from .errors import ConfigError, NonFiniteError, ShapeError
 from .model import ScoreModel
 from .noise import STEP, TARGET, Noise, check_ids, check_seed
 from .sde import SDE
+
+CHUNK = 1 << 20  # numbers in a (samples, components, dimensions) array
 
 
 class GaussianMixture(nn.Module):
@@ -106,19 +110,30 @@ class GaussianMixture(nn.Module):
 
     def log_prob_at(self, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
         """log density of alpha x_0 + sigma eps at x, float64. alpha, sigma: floats, or tensors that broadcast against x."""
-        return self._log_joint(self._coordinates(x), *_flat(alpha, sigma))[0].logsumexp(-1)
+        rotation, means = self._frame()
+        chunks = self._chunks(x, *_flat(alpha, sigma))
+        parts = ((self._log_joint(_coordinates(y, rotation), means, a, s)[0].logsumexp(-1),) for y, a, s in chunks)
+        return _join(parts, len(x))[0]
 
     def posterior(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor]:
         """E[x_0 | x] and E[eps | x] for x = alpha x_0 + sigma eps, of the shape of x, float64.
 
         Given component k, they are m + alpha C V^-1 (x - alpha m) and sigma V^-1 (x - alpha m), V = alpha^2 C + sigma^2 I.
         """
-        alpha, sigma = _flat(alpha, sigma)
-        y = self._coordinates(x)
-        log_joint, variance = self._log_joint(y, alpha, sigma)
+        frame = self._frame()
+        parts = (self._posterior(y, *frame, a, s) for y, a, s in self._chunks(x, *_flat(alpha, sigma)))
+        x0, eps = _join(parts, len(x))
+        return x0.view(x.shape), eps.view(x.shape)
+
+    def _posterior(
+        self, x: Tensor, rotation: Tensor | None, means: Tensor, alpha: Any, sigma: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What ``posterior`` answers, for a chunk of flat x (B, D)."""
+        y = _coordinates(x, rotation)
+        log_joint, variance = self._log_joint(y, means, alpha, sigma)
         r = log_joint.softmax(-1)  # responsibilities (B, K)
-        means, c = self._flat_means(), self._variances.double()
-        if self._basis is None:
+        c = self._variances.double()
+        if rotation is None:
             # sums over k of r (m sigma^2/v + (alpha c/v) x) and of r (sigma/v) (x - alpha m)
             precision = 1 / variance
             a = alpha if isinstance(alpha, float) else alpha[..., 0]
@@ -128,9 +143,10 @@ class GaussianMixture(nn.Module):
             eps = s * (_mix(r, precision) * y - a * mp)
         else:
             d = (y - alpha * means) / variance
-            x0 = _mix(r, self.means.double().flatten(1)) + self._rotate_back(r[..., None] * alpha * c * d)
-            eps = self._rotate_back(r[..., None] * sigma * d)
-        return x0.view(x.shape), eps.view(x.shape)
+            # the sums over k of U_k y_k, with r (B, K) and d (B, K, D)
+            x0 = _mix(r, self.means.double().flatten(1)) + (r[..., None] * alpha * c * d).flatten(1) @ rotation.mT
+            eps = (r[..., None] * sigma * d).flatten(1) @ rotation.mT
+        return x0, eps
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n samples (n, *event) in the dtype of the means; sample i is a function of (seed, i)."""
@@ -145,30 +161,30 @@ class GaussianMixture(nn.Module):
         z = Noise(seed, ids, (D,), torch.float64, self.means.device).normal(TARGET, STEP)
         z = z * self._variances.double().sqrt()[k]
         if self._basis is not None:
-            z = torch.stack([self._basis[j].double() @ row for j, row in zip(k.tolist(), z, strict=True)])
+            rows = [self._basis[j].double() @ row for j, row in zip(k.tolist(), z, strict=True)]
+            z = torch.stack(rows) if rows else z
         return (self.means.double()[k] + z.view(-1, *self.event_shape)).to(self.means.dtype)
 
-    def _flat_means(self) -> Tensor:
-        """Means in the coordinates where components are diagonal, (K, D)."""
+    def _frame(self) -> tuple[Tensor | None, Tensor]:
+        """The bases of all components side by side (D, K D), or None, and the means (K, D) in them; float64."""
         means = self.means.double().flatten(1)
-        return means if self._basis is None else torch.einsum("kd,kde->ke", means, self._basis.double())
-
-    def _coordinates(self, x: Tensor) -> Tensor:
-        """x as (B, D), or (B, K, D) in every component's own basis."""
-        x = x.double().flatten(1)
         if self._basis is None:
-            return x
-        K, D, _ = self._basis.shape
-        return (x @ self._basis.double().transpose(0, 1).reshape(D, K * D)).view(-1, K, D)
+            return None, means
+        basis = self._basis.double()
+        return basis.transpose(0, 1).flatten(1), (means[:, None] @ basis)[:, 0]
 
-    def _rotate_back(self, y: Tensor) -> Tensor:
-        """The sum over k of U_k y_k, (B, K, D) -> (B, D)."""
-        basis = self._basis.double()  # type: ignore[union-attr]
-        return y.flatten(1) @ basis.mT.reshape(-1, basis.shape[1])
+    def _chunks(self, x: Tensor, alpha: Any, sigma: Any) -> Iterator[tuple[Tensor, Any, Any]]:
+        """Flat float64 rows of x with their alpha and sigma, so few at a time that what is formed of them stays small."""
+        K, D = self.means.shape[0], self.means[0].numel()
+        each = K if self._basis is None and isinstance(alpha, float) else K * D
+        size = max(1, CHUNK // each)
+        for rows in (slice(start, start + size) for start in range(0, max(len(x), 1), size)):
+            a, s = (alpha, sigma) if isinstance(alpha, float) else (alpha[rows], sigma[rows])
+            yield x[rows].double().flatten(1), a, s
 
-    def _log_joint(self, y: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor]:
+    def _log_joint(self, y: Tensor, means: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor]:
         """log w_k N(x; alpha m_k, V_k), (B, K), and the variances alpha^2 c + sigma^2, (K, D) or (B, K, D)."""
-        means, v = self._flat_means(), alpha**2 * self._variances.double() + sigma**2
+        v = alpha**2 * self._variances.double() + sigma**2
         if self._basis is None:
             # the square expanded, so that B x K x D numbers are never formed for one common time
             precision, a = 1 / v, alpha if isinstance(alpha, float) else alpha[..., 0]
@@ -185,6 +201,28 @@ def _flat(alpha: Any, sigma: Any) -> tuple[Any, Any]:
     if isinstance(alpha, Tensor) and alpha.ndim:
         return alpha.double().reshape(-1, 1, 1), sigma.double().reshape(-1, 1, 1)
     return float(alpha), float(sigma)
+
+
+def _join(parts: Iterator[tuple[Tensor, ...]], n: int) -> tuple[Tensor, ...]:
+    """Rows of chunks as n rows. Without gradients they are copied at once to where they belong: small tensors that live on
+    between large ones that come and go keep malloc from reusing the memory of these (1 GB of it for 1,000 components)."""
+    first = next(parts)
+    if len(first[0]) == n:
+        return first
+    if first[0].requires_grad:
+        return tuple(torch.cat(column) for column in zip(first, *parts, strict=True))
+    whole = tuple(part.new_empty((n, *part.shape[1:])) for part in first)
+    row = 0
+    for chunk in chain([first], parts):
+        for out, part in zip(whole, chunk, strict=True):
+            out[row : row + len(part)] = part
+        row += len(chunk[0])
+    return whole
+
+
+def _coordinates(x: Tensor, rotation: Tensor | None) -> Tensor:
+    """Flat x as it is, (B, D), or in every component's own basis, (B, K, D)."""
+    return x if rotation is None else (x @ rotation).view(len(x), -1, x.shape[1])
 
 
 def _dot(a: Tensor, y: Tensor) -> Tensor:

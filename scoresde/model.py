@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import parameterization as parameterizations
-from ._tensor import affine, check_shape, like
+from ._tensor import affine, check_floating, check_shape, like
 from .errors import ConfigError, DeviceError, DTypeError, ShapeError
 from .parameterization import Parameterization
 from .sde import SDE, Level, check_range
@@ -47,7 +48,10 @@ class ScoreModel(nn.Module, ABC):
             raise ConfigError(f"sde = {sde!r}, expected an instance of an SDE, scoresde.VPSDE() for instance")
         check_range(sde)
         self.sde = sde
-        self.event_shape = tuple(int(n) for n in event_shape)
+        try:
+            self.event_shape = tuple(operator.index(n) for n in event_shape)
+        except TypeError:  # no sequence, or not of integers
+            self.event_shape = ()
         if not self.event_shape or min(self.event_shape) < 1:
             raise ConfigError(f"event_shape = {event_shape!r}, expected positive integers, (1, 28, 28) for instance")
         self._calls: list[Calls] = []
@@ -91,6 +95,8 @@ class ScoreModel(nn.Module, ABC):
 
     def _evaluate(self, x: Tensor, t: Tensor | float, cond: dict[str, Any], noise: bool = False) -> tuple[Any, Any, Any]:
         """One call of the model: (x0, eps or None, level), checked and counted."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            check_floating(x)
         if x.shape[1:] != self.event_shape or x.ndim < 2:
             check_shape(x, self.event_shape)
         if not isinstance(t, Level):

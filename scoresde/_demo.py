@@ -1,0 +1,136 @@
+"""``scoresde demo``: a model of small digits, from nothing to samples, likelihood and pictures in under five minutes."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from . import _files, data, frontier, nets, plot
+from ._tensor import check_positive
+from .adapters import TorchDiffEq
+from .errors import ConfigError
+from .frontier import Bench
+from .likelihood import bits_per_dim
+from .model import NetworkModel
+from .sampling import default_batch_size, sample, trajectory
+from .sde import VPSDE
+from .solvers import Heun
+from .train import fit
+from .transform import Transform
+
+BITS_SAMPLES = 100  # test images whose likelihood is measured
+TOLERANCE = 1e-3  # of that: its error is far below the standard error over so few images
+
+
+def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: bool) -> None:
+    """Trains on the digits for half of the time, then samples, measures and draws; writes everything into ``out``.
+
+    Args:
+        out: folder.
+        minutes: of everything together, about; the comparison of solvers takes as many samples as fit in.
+        seed: of everything random.
+        overwrite: replace an earlier demo in the same folder.
+        progress: show progress bars.
+
+    Raises:
+        ConfigError: ``out`` holds a run, and not ``overwrite``.
+    """
+    begun = time.perf_counter()
+    check_positive(minutes, "minutes")
+    if _files.folders(out / "run") and not overwrite:
+        raise ConfigError(f"{out} holds an earlier demo: --overwrite replaces it, or give another folder, --out FOLDER")
+    digits, sde = data.digits(), VPSDE()
+    transform = digits.transform or Transform(levels=17)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nets.UNet(channels=1)
+    model = NetworkModel(net, sde, digits.event_shape, "v", digits.transform)
+    size = sum(p.numel() for p in net.parameters())
+
+    _say(f"[1/4] training a UNet of {size:,} parameters on {len(digits.train)} images of 8 x 8, {minutes / 2:g} minutes")
+    history = fit(model, digits, minutes=minutes / 2, seed=seed, out=out / "run", overwrite=overwrite, progress=progress)
+    plot.loss(history, out / "loss.png")
+    model.to("cpu")
+
+    _say("[2/4] drawing samples")
+    x = sample(model, 64, solver=Heun(), steps=18, seed=seed)
+    panels = {"real test images": transform.center(digits.test[:64]), "samples (Heun, 18 steps, 36 network calls)": x}
+    plot.samples(panels, transform, 8, out / "samples.png")
+    plot.trajectory(trajectory(model, 4, solver=Heun(), steps=18, seed=seed), out / "trajectory.png", transform=transform)
+
+    _say(f"[3/4] measuring bits per dimension of {BITS_SAMPLES} test images")
+    start = time.perf_counter()
+    solver = TorchDiffEq(rtol=TOLERANCE, atol=TOLERANCE)
+    bits = bits_per_dim(model, digits.test[:BITS_SAMPLES], transform, solver=solver, seed=seed, progress=progress)
+    bits_seconds = time.perf_counter() - start
+
+    n = _affordable(model, len(digits.test), 60 * minutes * 0.9 - (time.perf_counter() - begun))
+    _say(f"[4/4] comparing solvers by {n} samples each with {len(digits.test)} test images")
+    result = frontier.bench(model, digits.test, pool=digits.train, n=n, seed=seed, transform=transform, progress=progress)
+    written = write_bench(result, out)
+
+    header = ("SDE", "solver", "steps", "NFE", "seconds", "quality", "bits/dim")
+    rows = []
+    for r in result.rows:
+        steps = "adaptive" if r.steps is None else str(r.steps)
+        rows.append((type(sde).__name__, frontier.name_of(r), steps, f"{r.nfe:.4g}", f"{r.seconds:.1f}", f"{r.quality:.4f}", "-"))
+    calls = bits.nfe / math.ceil(BITS_SAMPLES / default_batch_size(model.event_shape))
+    figure = f"{bits.mean:.3f} +- {bits.std_error:.3f}"
+    name = f"log-likelihood by {solver.method}, rtol={solver.rtol:g}"
+    rows.append((type(sde).__name__, name, "adaptive", f"{calls:.4g}", f"{bits_seconds:.1f}", "-", figure))
+    table = "\n".join(
+        [
+            frontier.format_table(header, rows),
+            "",
+            "NFE: network calls a sample, counted",
+            result.explain(),
+            f"bits/dim: mean and standard error over {BITS_SAMPLES} test images of {transform.levels} levels, smaller is better",
+        ]
+    )
+    (out / "table.txt").write_text(table + "\n")
+    _say("")
+    print(table)
+    print(f"\nIn {out}, after {time.perf_counter() - begun:.0f} s:")
+    for name, what in (
+        ("samples.png", "real images and samples"),
+        ("trajectory.png", "from noise to samples, with the denoised estimates"),
+        ("loss.png", "training and validation loss"),
+        ("steps_vs_quality.png", "quality against network calls, one line a solver"),
+        (", ".join(w for w in written if not w.endswith(".png")) + ", table.txt", "the same as tables"),
+        ("run", "the trained model"),
+    ):
+        print(f"  {name:<44} {what}")
+    print(f"""
+Try next:
+  scoresde sample {out / 'run'} --solver DDIM --steps 50 --out more.png
+  scoresde nll {out / 'run'} --data digits              all test images, at a finer tolerance
+  scoresde train --data digits --minutes 10 --out run   a better model
+  scoresde --help""")
+
+
+def write_bench(result: Bench, folder: Path) -> list[str]:
+    """Writes a comparison as a picture and as tables; returns the names of the files."""
+    result.to_csv(folder / "steps_vs_quality.csv")
+    result.to_json(folder / "steps_vs_quality.json")
+    result.plot(folder / "steps_vs_quality.png")
+    return [f"steps_vs_quality.{kind}" for kind in ("png", "csv", "json")]
+
+
+def _affordable(model: NetworkModel, most: int, seconds: float) -> int:
+    """How many samples of each solver can be drawn in this time: whole batches, one at least."""
+    size = default_batch_size(model.event_shape)
+    sample(model, size, steps=1)  # warm
+    start = time.perf_counter()
+    sample(model, size, steps=3)
+    per_call = (time.perf_counter() - start) / 6
+    fixed = [s for s in frontier.SOLVERS if s.default_steps > 1]
+    calls = len(fixed) * sum(frontier.NFE) + 60 * (len(frontier.SOLVERS) - len(fixed))  # an adaptive solve takes about 60
+    return min(most, size * max(1, int(seconds / (per_call * calls))))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,383 @@
+"""The command line: ``scoresde demo | train | sample | nll | bench``. ``scoresde COMMAND --help`` explains each.
+
+Exit codes: 0; 2 for a command that makes no sense (unknown option, name or value); 1 for one that failed; 130 on Ctrl-C and 143
+on SIGTERM. Errors are one line on stderr; ``--debug`` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _classes, _demo, checkpoint, frontier, likelihood, plot, train
+from . import data as datasets
+from ._options import COMMANDS, OPTIONS, make_parser
+from ._tensor import check_positive_int
+from .errors import ConfigError, ScoreSDEError
+from .model import NetworkModel, ScoreModel, count_evaluations
+from .sampling import default_batch_size, sample
+
+PICTURES, ARRAYS = (".png", ".pdf", ".svg"), (".npz", ".npy")
+MOST_PICTURED = 400  # images in one picture
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+        argv: the arguments; None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        with _terminable(), _short_warnings():
+            _run([a for a in arguments if a != "--debug"])
+    except KeyboardInterrupt as stop:
+        _say(f"interrupted{f'; {_for_shell(str(stop))}' if str(stop) else ''}")
+        return 130
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGTERM:
+            _say("terminated")
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:  # the reader of our output has gone, as in `scoresde nll ... | head -1`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes it on its way out)
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        expected = isinstance(error, (ScoreSDEError, OSError))
+        kind, hint = ("", "") if expected else (f"{type(error).__name__}: ", " (--debug shows where)")
+        _say(f"error: {kind}{_for_shell(_one_line(error))}{hint}")
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
+    from jsonargparse import ArgumentError
+
+    arguments = arguments or ["--help"]
+    dotted: dict[str, dict[str, str]] = {}
+    if arguments[0] in COMMANDS:
+        arguments, dotted = _split_dotted([_underscored(a) for a in arguments])
+    try:
+        parsed = make_parser().parse_args(arguments)
+    except ArgumentError as error:
+        names = [name for name, _ in OPTIONS[arguments[0]]] if arguments[0] in COMMANDS else COMMANDS
+        raise ConfigError(_explain(_one_line(error), names)) from error
+    a = parsed[parsed.command]
+    for kind, given in dotted.items():
+        if kind not in a:
+            raise ConfigError(f"--{kind}.{next(iter(given))}: `scoresde {parsed.command}` takes no --{kind}")
+    if a.threads is not None:
+        torch.set_num_threads(check_positive_int(a.threads, "threads"))
+    a.progress = a.progress != "off"
+    a.options = {kind: dotted.get(kind, {}) for kind in _classes.KINDS}
+    {"demo": _run_demo, "train": _run_train, "sample": _run_sample, "nll": _run_nll, "bench": _run_bench}[parsed.command](a)
+
+
+# ---- commands: a holds the options, a.options the dotted ones by kind
+
+
+def _run_demo(a: Any) -> None:
+    _demo.demo(Path(a.out), minutes=a.minutes, seed=a.seed, overwrite=a.overwrite, progress=a.progress)
+
+
+def _run_train(a: Any) -> None:
+    data = datasets.load(a.data)
+    if a.conditional and data.classes is None:
+        raise ConfigError(f"--conditional, but {a.data} has no labels: leave it out")
+    sde = _classes.make("sde", a.sde, a.options["sde"])
+    with torch.random.fork_rng(devices=[]):  # the seed is that of the initial weights too
+        torch.manual_seed(a.seed)
+        net = _network(a, data.event_shape, data.classes if a.conditional else None)
+    model = NetworkModel(net, sde, data.event_shape, a.parameterization, data.transform)
+    size = sum(p.numel() for p in net.parameters())
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        print(f"{data}\n{type(net).__name__} with {size:,} parameters, {sde}, parameterization {a.parameterization}", flush=True)
+    names = ("batch_size", "lr", "warmup", "ema", "weighting", "times", "accumulate", "clip", "checkpoint_every", "validate_every")
+    history = train.fit(
+        model,
+        data,
+        steps=a.steps,
+        minutes=10.0 if a.minutes is None and a.steps is None else a.minutes,
+        seed=a.seed,
+        out=a.out,
+        resume=a.resume,
+        overwrite=a.overwrite,
+        bf16=a.bf16,
+        progress=a.progress,
+        **{name: a[name] for name in names if a[name] is not None},
+    )
+    if first:
+        plot.loss(history, Path(a.out) / "loss.png")
+        print(f"{history}\nin {a.out}: the weights, log.jsonl and loss.png. Next:")
+        print(f"  scoresde sample {a.out} --n 64 --out samples.png")
+        print(f"  scoresde nll {a.out} --data {a.data}\n  scoresde bench {a.out} --data {a.data}")
+
+
+def _run_sample(a: Any) -> None:
+    path, rank, world = Path(a.out), int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if path.suffix not in PICTURES + ARRAYS:
+        raise ConfigError(f"--out {a.out}: expected a name that ends in {', '.join(PICTURES + ARRAYS)}")
+    if world > 1:
+        if path.suffix != ".npz":
+            raise ConfigError(f"--out {a.out} under torchrun: expected .npz, in which each process writes its share of the samples")
+        path = path.with_name(f"{path.stem}-{rank}-of-{world}.npz")
+    solver = _classes.make("solver", a.solver, a.options["solver"])
+    model = _load(a)
+    transform = getattr(model, "transform", None)
+    ids = torch.arange(check_positive_int(a.n, "n"))[rank::world]
+    cond = {} if a.label is None else {"label": _labels(a.label, a.n, model)[ids]}
+    start = time.perf_counter()
+    with count_evaluations(model) as calls:
+        x = sample(
+            model,
+            len(ids),
+            solver=solver,
+            steps=a.steps,
+            t_end=a.t_end,
+            ids=ids,
+            seed=a.seed,
+            denoise=a.denoise,
+            batch_size=a.batch_size,
+            progress=a.progress,
+            **cond,
+        ).cpu()
+    seconds = time.perf_counter() - start
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in PICTURES:
+        plot.samples(x if x.ndim == 2 else x[:MOST_PICTURED], transform, path=path)
+    elif path.suffix == ".npy":
+        np.save(path, x.numpy())
+    else:
+        arrays: dict[str, Any] = {"samples": x.numpy(), "ids": ids.numpy()}
+        if transform is not None:
+            arrays["levels"] = transform.quantize(x).numpy().astype(np.uint8 if transform.levels <= 256 else np.int64)
+        np.savez(path, **arrays)
+    some = f" (the first {MOST_PICTURED} of them)" if path.suffix in PICTURES and x.ndim > 2 and len(x) > MOST_PICTURED else ""
+    nfe = calls.forward / -(-len(x) // (a.batch_size or default_batch_size(model.event_shape)))
+    print(f"{path}{some}: {len(x)} samples by {solver}, {nfe:.4g} network calls each, {seconds:.1f} s")
+
+
+def _run_nll(a: Any) -> None:
+    tolerances = {"rtol": a.rtol, "atol": a.rtol if a.atol is None else a.atol}
+    given = {name: repr(value) for name, value in tolerances.items() if value is not None}
+    solver = _classes.make("solver", a.solver, {**given, **a.options["solver"]})
+    data = datasets.load(a.data)
+    model = _load(a, data)
+    x, labels = (data.test, data.test_labels) if a.split == "test" else (data.train, data.labels)
+    if not len(x):
+        raise ConfigError(f"--split {a.split}: {a.data} has no {a.split} samples")
+    x = x if a.n is None else x[: check_positive_int(a.n, "n")]
+    cond = {"label": labels[: len(x)]} if labels is not None and _classes_of(model) else {}
+    how = {"solver": solver, "steps": a.steps, "divergence": a.divergence, "probes": a.probes, "seed": a.seed}
+    how |= {"batch_size": a.batch_size, "progress": a.progress, **cond}
+    start = time.perf_counter()
+    if data.transform is not None:
+        b = likelihood.bits_per_dim(model, x, data.transform, dequantizations=a.dequantizations, **how)
+        result: dict[str, Any] = {"bits_per_dim": b.mean, "std_error": b.std_error, "dequantization_std": b.dequantization_std}
+        result |= {"probe_std_error": b.probe_std_error, "network_calls": b.nfe, **b.settings}
+        line = f"{b.mean:.4f} +- {b.std_error:.4f} bits/dim"
+    else:
+        r = likelihood.log_prob(model, x.to(model.device, model.dtype), **how)
+        log_p = r.log_prob.cpu()
+        error = float(log_p.std()) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+        result = {"log_prob": float(log_p.mean()), "std_error": error, "unit": "nats a sample", "network_calls": r.nfe}
+        result |= {"solver": repr(solver), "divergence": a.divergence, "probes": a.probes, "t_min": model.sde.t_min, "seed": a.seed}
+        line = f"{result['log_prob']:.4f} +- {error:.4f} nats, log-likelihood a sample"
+    result |= {"sde": repr(model.sde), "run": a.run, "data": a.data, "split": a.split, "samples": len(x)}
+    result["seconds"] = round(time.perf_counter() - start, 2)
+    figures = [(key, f"{value:.6g}" if isinstance(value, float) else str(value)) for key, value in result.items()]
+    print(f"{frontier.format_table(('quantity', 'value'), figures)}\n\n{line} (mean and standard error over {len(x)} samples)")
+    if a.out is not None:
+        Path(a.out).parent.mkdir(parents=True, exist_ok=True)
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
+        Path(a.out).write_text(json.dumps(finite, indent=2) + "\n")
+        print(f"written to {a.out}")
+
+
+def _run_bench(a: Any) -> None:
+    try:
+        budgets = [int(part) for part in a.nfe.split(",")]
+    except ValueError:
+        raise ConfigError(f"--nfe {a.nfe}: expected integers, 5,10,20 for instance") from None
+    solvers = None if a.solvers is None else [_classes.make("solver", name.strip(), {}) for name in a.solvers.split(",")]
+    data = datasets.load(a.data)
+    model = _load(a, data)
+    if not len(data.test):
+        raise ConfigError(f"{a.data} has no test samples to compare with")
+    n = min(len(data.test), len(data.train) // 2, 1000) if a.n is None else check_positive_int(a.n, "n")
+    cond: dict[str, Any] = {}
+    if data.test_labels is not None and _classes_of(model):
+        cond["label"] = data.test_labels[torch.arange(n) % len(data.test_labels)]
+    result = frontier.bench(
+        model,
+        data.test,
+        pool=data.train,
+        solvers=solvers,
+        nfe=budgets,
+        n=n,
+        seed=a.seed,
+        transform=data.transform,
+        batch_size=a.batch_size,
+        progress=a.progress,
+        **cond,
+    )
+    folder = Path(a.run) / "bench" if a.out is None else Path(a.out)
+    print(f"{result.table()}\n\nin {folder}: {', '.join(_demo.write_bench(result, folder))}")
+
+
+# ---- parts
+
+
+def _network(a: Any, shape: tuple[int, ...], classes: int | None) -> torch.nn.Module:
+    """The network that the options ask for; what the data decide (channels, features, classes) need not be given."""
+    name = a.net or ("UNet" if len(shape) == 3 and min(shape[1:]) >= 4 else "MLP")
+    known: dict[str, Any] = {"event_shape": shape, "features": shape[0] if len(shape) == 1 else shape, "channels": shape[0]}
+    return _classes.make("net", name, a.options["net"], known | ({} if classes is None else {"classes": classes}))
+
+
+def _load(a: Any, data: datasets.Data | None = None) -> ScoreModel:
+    """The model of a run, on the device, checked against the data it is to be used with."""
+    sde = None if a.sde is None else _classes.make("sde", a.sde, a.options["sde"])
+    net = None
+    if a.net is not None:
+        saved = checkpoint.read(a.run, ["ema", "model"], first=True).config["model"]
+        net = _network(a, tuple(saved["event_shape"]), ((saved.get("net") or {}).get("args") or {}).get("classes"))
+    for kind in ("sde", "net"):
+        if a.options[kind] and a[kind] is None:
+            raise ConfigError(f"--{kind}.{next(iter(a.options[kind]))} without --{kind}: the run knows its own {kind}")
+    model = checkpoint.load(a.run, net=net, sde=sde, ema=not a.raw)
+    if data is not None and model.event_shape != data.event_shape:
+        raise ConfigError(f"{a.run} was trained on samples of shape {model.event_shape}, but {a.data} has {data.event_shape}")
+    transform = getattr(model, "transform", None)
+    if data is not None and transform != data.transform:
+        raise ConfigError(f"{a.run} was trained with {transform}, but {a.data} has {data.transform}: give the data of the run")
+    if a.device != "auto":
+        try:
+            return model.to(torch.device(a.device))
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"--device {a.device}: {_one_line(error)}") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _classes_of(model: ScoreModel) -> int | None:
+    """The number of classes that the model's network takes labels of."""
+    return (getattr(getattr(model, "net", None), "config", None) or {}).get("classes")
+
+
+def _labels(text: str, n: int, model: ScoreModel) -> Tensor:
+    """--label 3, or 0,1,2 by turns, as (n,)."""
+    classes = _classes_of(model)
+    if classes is None:
+        raise ConfigError(f"--label {text}, but this model was trained without labels: leave it out, or train --conditional")
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = [-1]
+    if min(values) < 0 or max(values) >= classes:
+        raise ConfigError(f"--label {text}: expected classes 0..{classes - 1}, one, or several with commas between")
+    return torch.tensor(values)[torch.arange(n) % len(values)]
+
+
+def _split_dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Takes --sde.sigma_max 20 and its like out: the other arguments, and {"sde": {"sigma_max": "20"}}."""
+    rest: list[str] = []
+    dotted: dict[str, dict[str, str]] = {}
+    waiting = iter(arguments)
+    for argument in waiting:
+        found = re.fullmatch(r"--([a-z]+)\.([\w.]+)(?:=(.*))?", argument, re.DOTALL)
+        if not found:
+            rest.append(argument)
+            continue
+        kind, name, value = found.groups()
+        if kind not in _classes.KINDS:
+            raise ConfigError(f"{argument} is unknown, expected --sde.NAME, --net.NAME or --solver.NAME")
+        value = next(waiting, None) if value is None else value
+        if value is None or (not found[3] and value.startswith("--")):
+            raise ConfigError(f"{argument} needs a value: {argument} VALUE")
+        dotted.setdefault(kind, {})[name] = value
+    return rest, dotted
+
+
+def _underscored(argument: str) -> str:
+    """--batch-size as --batch_size."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _explain(message: str, names: Collection[str]) -> str:
+    """jsonargparse's message in words of ours, with a suggestion."""
+    message = re.sub(r"Parser key \"(?:\w+\.)?(\w+)\": ?", r"--\1: ", message)
+    message = re.sub(r"Expected a <class '(\w+)'>\. Got value: (.*)", r"got \2, expected \1", message)
+    message = message.replace("argument command: ", "")
+    found = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']*)'", message)
+    if found:
+        wrong = (found[1] or found[2]).split("=")[0]
+        message += _classes.did_you_mean(wrong, names)
+    if "arguments are required" in message:
+        head, _, missing = message.partition(": ")
+        keys = [key.rpartition(".")[2] for key in missing.split(", ")]
+        message = f"{head}: {', '.join(f'--{key}' if f'--{key}' in names else key for key in keys)}"
+    return message
+
+
+def _for_shell(message: str) -> str:
+    """Advice about Python arguments as advice about options."""
+    return re.sub(r"\b(resume|overwrite)=True", r"--\1", message)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _say(text: str) -> None:
+    print(f"scoresde: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Warnings as one line, without the place in the source."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(f"warning: {' '.join(str(message).split())}")
+        yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the command with exit code 143, like Ctrl-C with 130."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+
+    def stop(signum: int, frame: Any) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

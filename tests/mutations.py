@@ -1,0 +1,124 @@
+"""The mutation gate: mistakes planted one at a time in a copy of the package, each of which must fail a test.
+
+    python tests/mutations.py            # runs all of them, prints one line each, exit code 1 if one survives
+
+torch is imported once; each mutation then runs its tests in a forked child that imports the mutated copy.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Replace ``old``, which occurs exactly once in ``file``, by ``new``; one of the tests must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]  # what pytest takes: files or node ids, relative to the folder of tests
+
+
+MUTATIONS: tuple[Mutation, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    name: str
+    failed: bool
+    seconds: float
+    report: str
+
+
+def run_all(mutations: Iterable[Mutation], baseline: bool = True, arguments: Sequence[str] = ("-m", "not slow")) -> list[Result]:
+    """Runs each mutation's tests on the mutated copy, and first all of these tests on the copy as it is (named '')."""
+    mutations = list(mutations)
+    with tempfile.TemporaryDirectory(prefix="scoresde-mutations-") as folder:
+        copy = Path(folder)
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "scoresde", copy / "scoresde", ignore=ignore)
+        shutil.copytree(ROOT / "tests", copy / "tests", ignore=ignore)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        results = []
+        if baseline:
+            tests = sorted({test for m in mutations for test in m.tests})
+            results.append(_run("", copy, tests, arguments))
+        for m in mutations:
+            path = copy / "scoresde" / m.file
+            text = path.read_text()
+            if text.count(m.old) != 1:
+                results.append(Result(m.name, False, 0.0, f"{m.old!r} occurs {text.count(m.old)} times in {m.file}, expected once"))
+                continue
+            path.write_text(text.replace(m.old, m.new))
+            results.append(_run(m.name, copy, m.tests, arguments))
+            path.write_text(text)
+    return results
+
+
+def _run(name: str, copy: Path, tests: Sequence[str], arguments: Sequence[str]) -> Result:
+    """Runs pytest in a forked child, which imports scoresde from the copy."""
+    start = time.monotonic()
+    log = copy / "log"
+    child = os.fork()
+    if child == 0:
+        code = 3
+        try:
+            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            os.chdir(copy)
+            sys.path.insert(0, str(copy))
+            import pytest
+
+            import scoresde
+
+            if not str(scoresde.__file__).startswith(str(copy)):
+                raise RuntimeError(f"tested {scoresde.__file__}, not the copy")
+            code = pytest.main(["-x", "-p", "no:cacheprovider", "--durations=0", "--tb=line", *arguments,
+                                *(f"tests/{t}" for t in tests)])  # fmt: skip
+        except BaseException as error:
+            print(repr(error))
+        finally:
+            sys.stdout.flush()
+            os._exit(int(code))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    report = log.read_text(errors="replace")
+    if code not in (0, 1):  # 1: tests ran and one failed; all else is no verdict
+        report = f"pytest ended with code {code}\n{report}"
+    return Result(name, code == 1, time.monotonic() - start, report)
+
+
+def main() -> int:
+    """Runs the gate. Returns the number of survivors."""
+    sys.dont_write_bytecode = True
+    import hypothesis  # noqa: F401 (imported once, before the forks)
+    import torch
+    import torchdiffeq  # noqa: F401
+    import torchsde  # noqa: F401
+
+    torch.set_num_threads(1)
+    survivors = 0
+    for r in run_all(MUTATIONS):
+        good = r.failed if r.name else (not r.failed and "pytest ended" not in r.report)
+        survivors += not good
+        what = (r.name or "the package as it is") + ": " + ("fails" if r.failed else "passes")
+        print(f"{'ok ' if good else 'BAD'} {r.seconds:6.1f} s  {what}")
+        if not good:
+            print(r.report)
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main() else 0)

@@ -52,7 +52,20 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
     size = sum(p.numel() for p in net.parameters())
 
     _say(f"[1/4] training a UNet of {size:,} parameters on {len(digits.train)} images of 8 x 8, {minutes / 2:g} minutes")
-    history = fit(model, digits, minutes=minutes / 2, seed=seed, out=out / "run", overwrite=overwrite, progress=progress)
+    try:
+        history = fit(
+            model,
+            digits,
+            minutes=minutes / 2,
+            seed=seed,
+            out=out / "run",
+            overwrite=overwrite,
+            log_every=20,
+            validate_every=100,
+            progress=progress,
+        )
+    except KeyboardInterrupt:  # its advice is to resume, which a demo cannot
+        raise KeyboardInterrupt("to start again: --overwrite") from None
     plot.loss(history, out / "loss.png")
     model.to("cpu")
 
@@ -71,7 +84,7 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
     n = _affordable(model, len(digits.test), 60 * minutes * 0.9 - (time.perf_counter() - begun))
     _say(f"[4/4] comparing solvers by {n} samples each with {len(digits.test)} test images")
     result = frontier.bench(model, digits.test, pool=digits.train, n=n, seed=seed, transform=transform, progress=progress)
-    written = write_bench(result, out)
+    write_bench(result, out)
 
     header = ("SDE", "solver", "steps", "NFE", "seconds", "quality", "bits/dim")
     rows = []
@@ -100,7 +113,7 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
         ("trajectory.png", "from noise to samples, with the denoised estimates"),
         ("loss.png", "training and validation loss"),
         ("steps_vs_quality.png", "quality against network calls, one line a solver"),
-        (", ".join(w for w in written if not w.endswith(".png")) + ", table.txt", "the same as tables"),
+        ("steps_vs_quality.csv, .json, table.txt", "the same as tables"),
         ("run", "the trained model"),
     ):
         print(f"  {name:<44} {what}")

@@ -164,7 +164,8 @@ class TorchSDE(Solver):
         ts = torch.tensor([-t, -s], dtype=torch.float64, device=x.device)
         # slightly more than the interval, so that rounding cannot leave a sliver for a second step
         dt = (t - s) * (1 + 1e-9)
-        y = torchsde.sdeint(field, x.flatten(1), ts, bm=bm, method=self.method, dt=dt)[-1]
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):  # it draws once to look at the shape of g
+            y = torchsde.sdeint(field, x.flatten(1), ts, bm=bm, method=self.method, dt=dt)[-1]
         return y.view(x.shape), state
 
 

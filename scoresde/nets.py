@@ -102,8 +102,8 @@ class UNet(nn.Module):
 
     Level i works on images of 1/2^i of the size (rounded up: 28, 14, 7, 4) with width * multipliers[i] channels, and has
     ``blocks`` residual blocks on the way down and as many on the way up. Each of the latter starts from the sum of what
-    it is given and the result of its partner on the way down. (DDPM++ concatenates them, and has one more: at equal
-    training time on small images that is worse.) A residual block is
+    it is given and the result of its partner on the way down. (DDPM++ concatenates them, and has one block more: a
+    training step then takes 1.5 times as long, with nothing gained that was seen on 8x8 images.) A residual block is
 
         h <- (h + conv silu((1 + a) norm(conv silu norm h) + b)) / sqrt 2
 

@@ -7,7 +7,6 @@ have markers of their own.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import _figures as figures
+from ._figures import COLORS, DPI, MARKERS, PathLike
 from ._tensor import check_data, check_positive_int
 from .errors import ConfigError, DataError, ShapeError
 from .likelihood import log_prob
@@ -25,14 +26,7 @@ from .model import ScoreModel, inference
 from .transform import Transform
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-PathLike = str | os.PathLike[str]
-
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D46")
-MARKERS = "osD^vPX*"
-DPI = 120
 
 
 def samples(
@@ -60,25 +54,25 @@ def samples(
         raise ShapeError("x is an empty dict: give at least one set of samples")
     if columns is not None:
         check_positive_int(columns, "columns")
-    points = [_is_points(v) for v in panels.values()]
+    points = [figures.is_points(v) for v in panels.values()]
     if any(points) and not all(points):
         raise ShapeError("x mixes points (N, 2) with images: draw them in figures of their own")
     if points[0]:
-        figure, axes = _panels(1, len(panels), 3.6)
+        figure, axes = figures.panels(1, len(panels), 3.6)
         clouds = [check_data(v.float()).detach().cpu().numpy() for v in panels.values()]
-        limits = _limits_of(np.concatenate(clouds))
+        limits = figures.limits_of(np.concatenate(clouds))
         for ax, title, cloud in zip(axes[0], panels, clouds, strict=True):
-            _scatter(ax, cloud, limits, title)
-        return _save(figure, path)
+            figures.scatter(ax, cloud, limits, title)
+        return figures.save(figure, path)
     tiles = []
     for v in panels.values():
-        images = _to_images(v, transform)
-        tiles.append(_tile(images, columns or math.ceil(math.sqrt(len(images)))))
+        images = figures.to_images(v, transform)
+        tiles.append(figures.tile(images, columns or math.ceil(math.sqrt(len(images)))))
     scale = max(1, round(520 / max(tile.shape[0] for tile in tiles)))
     tiles = [tile.repeat(scale, 0).repeat(scale, 1) for tile in tiles]  # whole pixels: crisp at any size
     top, gap = (28 if any(panels) else 0), 24
     width, height = sum(t.shape[1] for t in tiles) + gap * (len(tiles) - 1), max(t.shape[0] for t in tiles) + top
-    figure = _figure(width / DPI, height / DPI, constrained=False)
+    figure = figures.new_figure(width / DPI, height / DPI, constrained=False)
     left = 0
     for title, tile in zip(panels, tiles, strict=True):
         h, w = tile.shape[:2]
@@ -87,7 +81,7 @@ def samples(
         ax.axis("off")
         ax.set_title(title, fontsize=11, pad=2)
         left += w + gap
-    return _save(figure, path)
+    return figures.save(figure, path)
 
 
 def trajectory(
@@ -122,21 +116,21 @@ def trajectory(
         raise ShapeError("steps is empty: give what scoresde.trajectory(model, n, ...) yields")
     pick = np.unique(np.linspace(0, len(states) - 1, min(columns, len(states))).round().astype(int))
     labels, *both = zip(*(states[i] for i in pick), strict=True)
-    if _is_points(both[0][-1]):
+    if figures.is_points(both[0][-1]):
         return _point_trajectory(labels, both, path)
     size = max(float(both[0][-1].square().mean().sqrt()), 1e-12)
     low, high = (transform.low, transform.high) if transform else map(float, torch.aminmax(both[1][-1]))
     blocks = []
     for column in both:
-        shown = [_to_images(x[:rows] / max(1.0, float(x.square().mean().sqrt()) / size), None, low, high) for x in column]
+        shown = [figures.to_images(x[:rows] / max(1.0, float(x.square().mean().sqrt()) / size), None, low, high) for x in column]
         stacked = np.stack(shown, 1)  # (rows, columns, ...)
-        blocks.append(_tile(stacked.reshape(-1, *stacked.shape[2:]), len(labels)))
+        blocks.append(figures.tile(stacked.reshape(-1, *stacked.shape[2:]), len(labels)))
     h, w = blocks[0].shape[:2]
     scale = max(1, round(110 * len(labels) / w))
     blocks = [b.repeat(scale, 0).repeat(scale, 1) for b in blocks]
     width, height, left, top, gap = w * scale, h * scale, 34, 44, 14
     total = (width + left + 8, 2 * height + top + gap + 4)
-    figure = _figure(total[0] / DPI, total[1] / DPI, constrained=False)
+    figure = figures.new_figure(total[0] / DPI, total[1] / DPI, constrained=False)
     for k, (block, name) in enumerate(zip(blocks, ("state $x_t$", "denoised $E[x_0 | x_t]$"), strict=True)):
         bottom = 1 - ((k + 1) * height + top + k * gap) / total[1]
         ax = figure.add_axes((left / total[0], bottom, width / total[0], height / total[1]))
@@ -148,22 +142,22 @@ def trajectory(
         ax.set_ylabel(name, fontsize=11)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    return _save(figure, path)
+    return figures.save(figure, path)
 
 
 def _point_trajectory(labels: Sequence[str], both: Sequence[Sequence[Tensor]], path: PathLike | None) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _panels(2, len(labels), 1.9)
-    own = [_limits_of(x.numpy()) for x in both[0]]
-    limits = _limits_of(torch.cat([both[0][-1], both[1][-1]]).numpy())
+    figure, axes = figures.panels(2, len(labels), 1.9)
+    own = [figures.limits_of(x.numpy()) for x in both[0]]
+    limits = figures.limits_of(torch.cat([both[0][-1], both[1][-1]]).numpy())
     shared = max(bounds[1] for bounds in own) < 4 * limits[1]  # else each panel has its scale: variance exploding
     if shared:
         own = [max(own, key=lambda bounds: bounds[1])] * len(own)
     for i, column in enumerate(both):
         for j, values in enumerate(column):
             ax = axes[i][j]
-            _scatter(ax, values.numpy(), limits if i else own[j], labels[j] if i == 0 else "")
+            figures.scatter(ax, values.numpy(), limits if i else own[j], labels[j] if i == 0 else "")
             ax.set_xlabel("")
             ax.set_ylabel("" if j else ("state $x_t$", "denoised $E[x_0|x_t]$")[i])
             ax.tick_params(labelsize=7)
@@ -172,7 +166,7 @@ def _point_trajectory(labels: Sequence[str], both: Sequence[Sequence[Tensor]], p
             ax.yaxis.set_major_locator(MaxNLocator(3, symmetric=True))
             if j and (shared or i == 1):
                 ax.set_yticklabels([])
-    return _save(figure, path)
+    return figures.save(figure, path)
 
 
 def vector_field(
@@ -204,19 +198,19 @@ def vector_field(
         ConfigError: an unknown field, or limits that are no range.
         TimeRangeError: t outside [t_min, t_max].
     """
-    _check_plane(model)
+    figures.check_plane(model)
     if field not in ("score", "velocity"):
         raise ConfigError(f"field = {field!r}, expected 'score' or 'velocity'")
     times = [float(t)] if isinstance(t, (int, float)) or (isinstance(t, Tensor) and t.ndim == 0) else [float(s) for s in t]
-    box = _box(limits)
-    figure, axes = _panels(1, len(times), 3.8)
+    box = figures.box_of(limits)
+    figure, axes = figures.panels(1, len(times), 3.8)
     exact = getattr(model, "log_prob", None)
     if callable(exact):
-        points, shape = _mesh(model, box, resolution)
+        points, shape = figures.mesh_points(model, box, resolution)
         maps = [exact(points, s).view(shape).cpu().double() for s in times]
-        _density_map(figure, axes[0].tolist(), maps, box, "$p_t$", 10.0)
+        figures.density_map(figure, axes[0].tolist(), maps, box, "$p_t$", 10.0)
     for ax, s in zip(axes[0], times, strict=True):
-        points, _ = _mesh(model, box, check_positive_int(arrows, "arrows"))
+        points, _ = figures.mesh_points(model, box, check_positive_int(arrows, "arrows"))
         with inference(model):
             v = getattr(model, field)(points, s).cpu().double()
         length = v.norm(dim=1, keepdim=True)
@@ -228,11 +222,11 @@ def vector_field(
         quiver = ax.quiver(*p.T, *v.T, angles="xy", scale_units="x", scale=scale, width=0.004, color="#222222")
         unit = "1/length" if field == "score" else "length/time"
         ax.quiverkey(quiver, 0.86, 1.045, longest, f"{longest:.2g} {unit}", labelpos="W", fontproperties={"size": 8})
-        _axes(ax, box, f"t = {s:.3g}")
+        figures.set_axes(ax, box, f"t = {s:.3g}")
         ax.title.set_horizontalalignment("left")
         ax.title.set_position((0.0, 1.0))
     figure.suptitle({"score": r"score $\nabla_x \log p_t(x)$", "velocity": r"velocity $dx/dt$ (towards noise)"}[field], fontsize=11)
-    return _save(figure, path)
+    return figures.save(figure, path)
 
 
 def density(
@@ -263,10 +257,10 @@ def density(
         ShapeError: a model that is not of the plane.
         ConfigError: limits that are no range, t for a model whose density at t is not known.
     """
-    box = _box(limits)
+    box = figures.box_of(limits)
     if isinstance(model, ScoreModel):
-        _check_plane(model)
-        x, shape = _mesh(model, box, resolution)
+        figures.check_plane(model)
+        x, shape = figures.mesh_points(model, box, resolution)
         exact = getattr(model, "log_prob", None)
         if callable(exact):
             values = exact(x, model.sde.t_min if t is None else t)
@@ -275,17 +269,17 @@ def density(
         else:
             raise ConfigError(f"t = {t}, but only an exact model knows its density at any time: leave t out (it is t_min)")
     else:
-        x, shape = _mesh(None, box, resolution)
+        x, shape = figures.mesh_points(None, box, resolution)
         values = model(x)
     log_p = values.detach().cpu().double().view(shape)
-    figure, axes = _panels(1, 1, 4.4, 1.05)
+    figure, axes = figures.panels(1, 1, 4.4, 1.05)
     ax = axes[0][0]
-    _density_map(figure, [ax], [log_p], box, "p", floor)
+    figures.density_map(figure, [ax], [log_p], box, "p", floor)
     if points is not None:
         p = check_data(points.float(), (2,), "points").cpu().numpy()
         ax.scatter(p[:, 0], p[:, 1], s=4, color=COLORS[1], edgecolors="none", alpha=0.7)
-    _axes(ax, box, "")
-    return _save(figure, path)
+    figures.set_axes(ax, box, "")
+    return figures.save(figure, path)
 
 
 def loss(history: Any, path: PathLike | None = None) -> Figure:
@@ -299,36 +293,37 @@ def loss(history: Any, path: PathLike | None = None) -> Figure:
         DataError: no such file, a line that is not JSON, or no losses in it.
     """
     if isinstance(history, (str, os.PathLike)):
-        training, validation = _read_log(Path(history))
+        training, validation = figures.read_log(Path(history))
     else:
         training = list(zip(history.steps, history.loss, strict=True))
         validation = list(zip(history.validation_steps, history.validation, strict=True))
     if not training and not validation:
         raise DataError("the history holds no losses: was `log_every` larger than the number of steps?")
-    figure, axes = _panels(1, 1, 4.2, 1.5)
+    figure, axes = figures.panels(1, 1, 4.2, 1.5)
     ax = axes[0][0]
     for rows, label, color, marker in ((training, "training", COLORS[0], "o"), (validation, "validation", COLORS[1], "s")):
-        rows = [(max(step, 1), value) for step, value in rows if value > 0]  # what logarithmic axes can show
+        rows = [(step, value) for step, value in rows if step > 0 and value > 0]  # what logarithmic axes can show
         if not rows:
             continue
         step, value = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
         many = len(rows) > 60
         ax.plot(step, value, color=color, alpha=0.3 if many else 1, marker="" if many else marker, markersize=4, linewidth=1.2)
         if many:
-            width = len(rows) // 20
-            mean = np.convolve(value, np.ones(width) / width, "valid")
-            ax.plot(step[width - 1 :], mean, color=color, linewidth=2)
+            # over steps within 15 % either side: a window of constant length would lag behind on a logarithmic axis
+            first, last = np.searchsorted(step, step / 1.15), np.searchsorted(step, step * 1.15, side="right")
+            total = np.concatenate([[0.0], value.cumsum()])
+            ax.plot(step, (total[last] - total[first]) / (last - first), color=color, linewidth=2)
         label += f", last {value[-1]:.4g}" + (" (thick: running mean)" if many else "")
         ax.plot([], [], color=color, marker=marker, markersize=4, label=label)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("training step")
-    ax.set_ylabel("denoising loss (weighted, a dimension)")
-    _plain_ticks(ax)
+    ax.set_ylabel("denoising loss (per dimension, weighted over time)")
+    figures.plain_ticks(ax)
     ax.grid(True, which="both", color="#ececec", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
-    return _save(figure, path)
+    return figures.save(figure, path)
 
 
 def frontier(
@@ -358,7 +353,7 @@ def frontier(
             lines[label] = finite
     if not lines:
         raise DataError("no solver gave a finite point: there is nothing to draw")
-    figure = _figure(8.4, 5.0)
+    figure = figures.new_figure(8.4, 5.0)
     ax = figure.add_subplot()
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -386,7 +381,7 @@ def frontier(
     lowest, top = min(p[1] for p in every), max(p[1] for p in every)
     if top > 60 * lowest:  # a solver that fails at few steps must not squeeze all others: its line leaves at the top
         ax.set_ylim(None, 60 * lowest)
-    _plain_ticks(ax)
+    figures.plain_ticks(ax)
     # labels stand outside, at the height of the line's end or as near as its neighbours let it
     low, high = (math.log(v) for v in ax.get_ylim())
     wanted = [min((math.log(lines[label][-1][1]) - low) / (high - low), 1.0) for label in order]
@@ -401,7 +396,7 @@ def frontier(
             va="center",
             arrowprops={"arrowstyle": "-", "color": styles[label][0], "linewidth": 0.7, "relpos": (0, 0.5), "shrinkB": 4},
         )
-    return _save(figure, path)
+    return figures.save(figure, path)
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -421,151 +416,3 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     for i in range(len(placed) - 1, -1, -1):
         placed[i] = max(placed[i], gap * (len(placed) - 1 - i))
     return placed
-
-
-# ---- parts
-
-
-def _figure(width: float, height: float, constrained: bool = True) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained" if constrained else None)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _panels(rows: int, columns: int, size: float, aspect: float = 1.0) -> tuple[Figure, Any]:
-    figure = _figure(max(size * aspect * columns + 0.9, 3.4), size * rows + 0.5)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _save(figure: Figure, path: PathLike | None) -> Figure:
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-    return figure
-
-
-def _is_points(x: Any) -> bool:
-    if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
-        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ShapeError(f"x is of {got}, expected images (N, C, H, W) or points (N, 2), N >= 1")
-    if x.ndim == 2 and x.shape[1] != 2:
-        raise ShapeError(f"x has shape {tuple(x.shape)}: vectors can be drawn in two dimensions only; pick two, x[:, :2]")
-    return x.ndim == 2
-
-
-def _to_images(x: Tensor, transform: Transform | None, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Images (N, C, H, W) or (N, H, W) as (N, H, W) or (N, H, W, 3) in [0, 1]."""
-    if x.ndim == 3:
-        x = x[:, None]
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ShapeError(f"x has shape {tuple(x.shape)}, expected images (N, C, H, W) with C = 1 or 3, or points (N, 2)")
-    if transform is not None:
-        low, high = (0, transform.levels - 1) if not x.is_floating_point() else (transform.low, transform.high)
-    x = check_data(x.float().detach().cpu())
-    if low is None or high is None:
-        low, high = (float(v) for v in torch.aminmax(x))
-    x = ((x - low) / max(high - low, 1e-12)).clamp(0, 1)
-    return (x[:, 0] if x.shape[1] == 1 else x.movedim(1, -1)).numpy()
-
-
-def _tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """(N, H, W[, 3]) as one image with a white line of one pixel between them."""
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    h, w = images.shape[1:3]
-    out = np.ones((rows * (h + 1) + 1, columns * (w + 1) + 1, *images.shape[3:]), dtype=np.float32)
-    for k, image in enumerate(images):
-        i, j = divmod(k, columns)
-        out[i * (h + 1) + 1 : (i + 1) * (h + 1), j * (w + 1) + 1 : (j + 1) * (w + 1)] = image
-    return out
-
-
-def _scatter(ax: Axes, v: np.ndarray, limits: tuple[float, ...], title: str) -> None:
-    ax.scatter(v[:, 0], v[:, 1], s=float(np.clip(4000 / len(v), 0.6, 14)), color=COLORS[0], alpha=0.5, edgecolors="none")
-    _axes(ax, limits, title)
-
-
-def _density_map(figure: Figure, axes: list[Axes], maps: list[Tensor], box: Any, name: str, floor: float) -> None:
-    """Draws log-densities on one scale, in light colours that arrows and points stand out from."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
-    top = max(float(log_p.max()) for log_p in maps)
-    colors = ListedColormap(colormaps["Blues"](np.linspace(0, 0.72, 256)))
-    for ax, log_p in zip(axes, maps, strict=True):
-        mesh = ax.imshow(
-            log_p, extent=box, origin="lower", cmap=colors, vmin=top - floor, vmax=top, interpolation="bilinear", aspect="equal"
-        )
-    label = f"log {name} in nats (cut {floor:g} below its maximum)"
-    figure.colorbar(mesh, ax=axes, label=label, fraction=0.046 / len(axes), pad=0.02)
-
-
-def _axes(ax: Axes, box: tuple[float, ...], title: str) -> None:
-    ax.set_xlim(box[0], box[1])
-    ax.set_ylim(box[2], box[3])
-    ax.set_aspect("equal")
-    ax.set_xlabel("$x_1$")
-    ax.set_ylabel("$x_2$")
-    ax.set_title(title, fontsize=11)
-
-
-def _limits_of(v: np.ndarray) -> tuple[float, float, float, float]:
-    """A square around the origin that holds 99.5 % of the points."""
-    r = 1.15 * float(np.quantile(np.abs(v).max(1), 0.995)) + 1e-9
-    return -r, r, -r, r
-
-
-def _box(limits: Sequence[float]) -> tuple[float, float, float, float]:
-    values = [float(v) for v in limits]
-    values = values * 2 if len(values) == 2 else values
-    if len(values) != 4 or not all(map(math.isfinite, values)) or values[0] >= values[1] or values[2] >= values[3]:
-        raise ConfigError(f"limits = {tuple(limits)}, expected (low, high) or (left, right, bottom, top), finite and rising")
-    return values[0], values[1], values[2], values[3]
-
-
-def _mesh(model: ScoreModel | None, box: tuple[float, ...], n: int) -> tuple[Tensor, tuple[int, int]]:
-    """The centres of n x n cells, (n^2, 2), second axis slowest."""
-    centres = (torch.arange(check_positive_int(n, "resolution"), dtype=torch.float64) + 0.5) / n
-    y, x = torch.meshgrid(box[2] + (box[3] - box[2]) * centres, box[0] + (box[1] - box[0]) * centres, indexing="ij")
-    points = torch.stack([x.flatten(), y.flatten()], 1)
-    return (points.float() if model is None else points.to(model.device, model.dtype)), (n, n)
-
-
-def _check_plane(model: ScoreModel) -> None:
-    if model.event_shape != (2,):
-        raise ShapeError(f"the model's samples have shape {model.event_shape}: only models of the plane, (2,), can be drawn so")
-
-
-def _read_log(path: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-    """(step, loss) of training and of validation from a JSONL log."""
-    path = path / "log.jsonl" if path.is_dir() else path
-    training, validation, number = [], [], 0
-    try:
-        for number, line in enumerate(path.read_text().splitlines(), 1):  # noqa: B007 (for the error message)
-            record = json.loads(line)
-            if "loss" in record:
-                training.append((int(record["step"]), float(record["loss"])))
-            if "validation" in record:
-                validation.append((int(record["step"]), float(record["validation"])))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; expected the log.jsonl of a training run, or its folder") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: line {number} is not a line of a training log ({error})") from None
-    return training, validation
-
-
-def _plain_ticks(ax: Axes) -> None:
-    """1, 2, 5, 10 as numbers instead of powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    for axis in (ax.xaxis, ax.yaxis):
-        if axis.get_scale() != "log":
-            continue
-        low, high = axis.get_view_interval()
-        many = low > 0 and high / low > 300
-        axis.set_major_locator(LogLocator(subs=(1.0,) if many else (1.0, 2.0, 5.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())

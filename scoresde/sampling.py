@@ -116,7 +116,7 @@ def trajectory(
     noise = Noise(check_seed(seed), check_ids(ids, n), model.event_shape, dtype, device)
     levels = model.sde.levels(plan)
     bound = _bind(model, cond, np.arange(n), n, device)
-    x = noise.normal(PRIOR) * levels[0].sigma if x_init is None else x_init
+    x = noise.normal(PRIOR) * levels[0].sigma if x_init is None else x_init.clone()  # a stage that is yielded is the user's
 
     def run() -> Iterator[tuple[int, float, Tensor, Tensor]]:
         steps_done = solve(bound, solver, x, levels, noise)

@@ -114,7 +114,7 @@ def test_an_adaptive_solver_runs_once_and_is_counted(exact, moons):
 
 
 def test_a_failure_is_a_row(exact, moons):
-    result = bench(exact, moons.sample(50, 1), pool=moons.sample(50, 2), solvers=[Broken(), sd.Heun()], nfe=(4,), n=20, progress=False)
+    result = bench(exact, moons.sample(50, 1), solvers=[Broken(), sd.Heun()], nfe=(4,), n=20, progress=False)
     broken, fine = result.rows
     assert math.isnan(broken.quality)
     assert "not finite" in broken.message

@@ -285,3 +285,11 @@ def test_streams_of_the_package_are_distinct():
     values = [getattr(sd.noise, n) for n in names if isinstance(getattr(sd.noise, n), int)]
     assert len(set(values)) == len(values)
     assert sd.adapters.SECOND not in values
+
+
+def test_noise_made_ahead_for_a_gpu_is_the_same_noise():
+    """What a GPU gets, several steps at a time, is what a CPU gets step by step; asked here of the CPU as device."""
+    noise = Noise(5, np.arange(3, 9), (4,), torch.float64)
+    for stream in (1, 2):
+        for step in (0, 1, 2, 15, 16, 17, 40, 3):
+            assert torch.equal(noise.ahead(stream, step), noise.normal(stream, step))

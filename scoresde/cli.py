@@ -142,7 +142,9 @@ def _run_sample(a: Any) -> None:
         path = path.with_name(f"{path.stem}-{rank}-of-{world}.npz")
     solver = _classes.make("solver", a.solver, a.options["solver"])
     model = _load(a)
-    transform = getattr(model, "transform", None)
+    shape, transform = model.event_shape, getattr(model, "transform", None)
+    if path.suffix in PICTURES and not (shape == (2,) or len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
+        raise ConfigError(f"--out {a.out}: samples of shape {shape} cannot be drawn; write arrays, --out {path.stem}.npz")
     ids = torch.arange(check_positive_int(a.n, "n"))[rank::world]
     cond = {} if a.label is None else {"label": _labels(a.label, a.n, model)[ids]}
     start = time.perf_counter()
@@ -172,7 +174,7 @@ def _run_sample(a: Any) -> None:
             arrays["levels"] = transform.quantize(x).numpy().astype(np.uint8 if transform.levels <= 256 else np.int64)
         np.savez(path, **arrays)
     some = f" (the first {MOST_PICTURED} of them)" if path.suffix in PICTURES and x.ndim > 2 and len(x) > MOST_PICTURED else ""
-    nfe = calls.forward / -(-len(x) // (a.batch_size or default_batch_size(model.event_shape)))
+    nfe = calls.forward / -(-len(x) // (a.batch_size or default_batch_size(shape)))
     print(f"{path}{some}: {len(x)} samples by {solver}, {nfe:.4g} network calls each, {seconds:.1f} s")
 
 

@@ -30,7 +30,64 @@ class Mutation:
     tests: tuple[str, ...]  # what pytest takes: files or node ids, relative to the folder of tests
 
 
-MUTATIONS: tuple[Mutation, ...] = ()
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "the sign of the score",
+        "model.py",
+        "return (like(-1 / level.sigma, eps) * eps)",
+        "return (like(1 / level.sigma, eps) * eps)",
+        ("test_solvers.py::test_langevin_step_is_the_formula", "test_exact.py", "test_model.py"),
+    ),
+    Mutation(
+        "1/2 dropped in the probability-flow ODE",
+        "model.py",
+        "return affine(level.alpha_dot, x0, level.sigma_dot, eps)",
+        "return affine(level.alpha_dot, x0, 2 * level.sigma_dot, eps)",
+        ("test_likelihood.py::test_prior_mismatch_is_the_whole_gap",),
+    ),
+    Mutation(
+        "g for g^2",
+        "sde.py",
+        "return 2 * self.sigma * (self.sigma_dot - self.sigma * self.f)",
+        "return (2 * self.sigma * (self.sigma_dot - self.sigma * self.f)) ** 0.5",
+        ("test_solvers.py::test_weak_order_of_euler_maruyama",),
+    ),
+    Mutation(
+        "t_min and t_max swapped in the likelihood",
+        "likelihood.py",
+        "times = make_times(model.sde, solver, steps, None, model.sde.t_min).flip(0)",
+        "times = make_times(model.sde, solver, steps, None, model.sde.t_min)",
+        ("test_likelihood.py::test_prior_mismatch_is_the_whole_gap",),
+    ),
+    Mutation(
+        "a step of the loop at the time of the next",
+        "sampling.py",
+        "solver.step(model, x, levels[i], levels[i + 1], state, noise.at(i))",
+        "solver.step(model, x, levels[i + 1], levels[min(i + 2, last + 1)], state, noise.at(i))",
+        ("test_solvers.py::test_order_of_the_ode_solvers[VPSDE-gaussian]",),
+    ),
+    Mutation(
+        "N(0, 1) prior whatever the SDE",
+        "sampling.py",
+        "        x = noise.normal(PRIOR) * levels[0].sigma\n",
+        "        x = noise.normal(PRIOR)\n",
+        ("test_sampling.py::test_where_a_sample_starts_and_ends", "test_sampling.py::test_ode_samples_have_the_law_of_the_data"),
+    ),
+    Mutation(
+        "the average not applied after fit",
+        "_trainer.py",
+        "self.model.load_state_dict(self.averaged.state_dict())",
+        "pass",
+        ("test_train.py::test_average_against_its_recursion",),
+    ),
+    Mutation(
+        "the sign of log|det|",
+        "transform.py",
+        "return math.log2(self.levels) - math.log2(self.high - self.low)",
+        "return math.log2(self.levels) + math.log2(self.high - self.low)",
+        ("test_transform.py", "test_likelihood.py::test_bits_per_dim_of_the_uniform_density"),
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,13 @@ def test_own_classes_are_given_and_checked(tmp_path):
         checkpoint.load(tmp_path, **{**own, "net": OwnNet(5)})
 
 
+def test_a_class_that_is_only_visible_in_our_modules_is_not_ours(tmp_path, monkeypatch):
+    checkpoint.save(make(sde=Trigonometric()), tmp_path)
+    monkeypatch.setattr(sd.sde, "Trigonometric", Trigonometric, raising=False)
+    with pytest.raises(ConfigError, match="its sde is a Trigonometric, which is not one of scoresde's"):
+        checkpoint.load(tmp_path)
+
+
 def test_own_score_model(tmp_path):
     class Own(sd.ScoreModel):
         def __init__(self):

@@ -193,6 +193,13 @@ def test_labels(runs, tmp_path):
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected.numpy())
 
 
+def test_what_cannot_be_drawn_is_refused_first(tmp_path, monkeypatch, capsys):
+    sd.save(sd.NetworkModel(sd.nets.MLP(5, width=8, depth=1), sd.VPSDE(), (5,)), tmp_path / "five")
+    monkeypatch.setattr(cli, "sample", lambda *_, **__: pytest.fail("sampled"))
+    assert main(shlex.split(f"sample {tmp_path}/five --out x.png {QUICK}")) == 2
+    assert "--out x.npz" in capsys.readouterr().err
+
+
 def test_processes_share_the_samples(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in "01":

@@ -81,9 +81,13 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
     bits = bits_per_dim(model, digits.test[:BITS_SAMPLES], transform, solver=solver, seed=seed, progress=progress)
     bits_seconds = time.perf_counter() - start
 
-    n = _affordable(model, len(digits.test), 60 * minutes * 0.9 - (time.perf_counter() - begun))
-    _say(f"[4/4] comparing solvers by {n} samples each with {len(digits.test)} test images")
-    result = frontier.bench(model, digits.test, pool=digits.train, n=n, seed=seed, transform=transform, progress=progress)
+    left = 60 * minutes - (time.perf_counter() - begun)
+    nfe, n = plan(_seconds_per_call(model), left, 9 * minutes, default_batch_size(model.event_shape), len(digits.test))
+    short = "" if nfe == frontier.NFE else f" (up to {nfe[-1]} network calls only: this machine is slow or busy)"
+    _say(f"[4/4] comparing solvers by {n} samples each with {len(digits.test)} test images{short}")
+    result = frontier.bench(
+        model, digits.test, pool=digits.train, nfe=nfe, n=n, seed=seed, transform=transform, progress=progress
+    )
     write_bench(result, out)
 
     header = ("SDE", "solver", "steps", "NFE", "seconds", "quality", "bits/dim")
@@ -133,16 +137,33 @@ def write_bench(result: Bench, folder: Path) -> list[str]:
     return [f"steps_vs_quality.{kind}" for kind in ("png", "csv", "json")]
 
 
-def _affordable(model: NetworkModel, most: int, seconds: float) -> int:
-    """How many samples of each solver can be drawn in this time: whole batches, one at least."""
+def _seconds_per_call(model: NetworkModel) -> float:
+    """Time of one network call on one batch of samples."""
     size = default_batch_size(model.event_shape)
     sample(model, size, steps=1)  # warm
     start = time.perf_counter()
-    sample(model, size, steps=3)
-    per_call = (time.perf_counter() - start) / 6
-    fixed = [s for s in frontier.SOLVERS if s.default_steps > 1]
-    calls = len(fixed) * sum(frontier.NFE) + 60 * (len(frontier.SOLVERS) - len(fixed))  # an adaptive solve takes about 60
-    return min(most, size * max(1, int(seconds / (per_call * calls))))
+    sample(model, size, steps=3)  # of Heun, two calls each
+    return (time.perf_counter() - start) / 6
+
+
+def plan(per_call: float, left: float, late: float, size: int, most: int) -> tuple[tuple[int, ...], int]:
+    """Budgets of network calls, and how many samples of each solver: as many batches as there is time for.
+
+    Args:
+        per_call: seconds of one network call on one batch.
+        left: seconds for the whole comparison.
+        late: seconds that it may take longer, before the largest budgets are left out.
+        size: samples of a batch.
+        most: samples at most.
+    """
+
+    def seconds(nfe: tuple[int, ...]) -> float:  # of one batch; an adaptive solve takes about 60 calls
+        return per_call * sum(sum(nfe) if solver.default_steps > 1 else 60 for solver in frontier.SOLVERS)
+
+    nfe = frontier.NFE
+    while len(nfe) > 2 and seconds(nfe) > left + late:
+        nfe = nfe[:-1]
+    return nfe, min(most, size * max(1, int(0.9 * left / seconds(nfe))))
 
 
 def _say(text: str) -> None:

@@ -103,10 +103,13 @@ class _Velocity(torch.nn.Module):
         self.last: Tensor | None = None
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        now = float(t)
+        if not math.isfinite(now):  # the size of the first step, from velocities that are not
+            raise self.failure("the step size is not finite")
         if self.nfe >= self.solver.max_nfe:
             raise self.failure(f"max_nfe = {self.solver.max_nfe} network calls reached")
         self.nfe += 1
-        self.time = min(max(float(t), self.low), self.high)
+        self.time = min(max(now, self.low), self.high)
         (model,) = self._model
         self.last = model.velocity(x, model.sde.levels([self.time])[0])
         return self.last

@@ -17,10 +17,12 @@ from .sde import SDE
 
 
 def _ends(sde: SDE, start: float | None, end: float | None) -> tuple[float, float]:
-    start = sde.t_max if start is None else float(start)
     if end is None:
         end = sde.t_min if sde.t_end is None else max(sde.t_end, sde.t_min)
-    end = float(end)
+    try:
+        start, end = sde.t_max if start is None else float(start), float(end)
+    except (TypeError, ValueError):
+        raise ConfigError(f"a grid from t = {start!r} down to t_end = {end!r}: expected numbers") from None
     if not sde.t_min <= end < start <= sde.t_max:
         raise ConfigError(
             f"a grid from t = {start:.6g} down to t_end = {end:.6g}: expected "

@@ -212,11 +212,11 @@ class PredictorCorrector(Solver):
         if self.order not in ("predictor-corrector", "corrector-predictor"):
             raise ConfigError(f"order = {self.order!r}, expected 'predictor-corrector' or 'corrector-predictor'")
         check_solver(self.predictor, "predictor")
-        if not hasattr(self.corrector, "correct"):
+        if isinstance(self.corrector, type) or not hasattr(self.corrector, "correct"):
             raise ConfigError(f"corrector = {self.corrector!r}, expected a corrector, scoresde.Langevin() for instance")
 
     def init(self, model: Any, x: Tensor, times: list[Level]) -> Any:
-        return self.predictor.init(model, x, times)
+        return self.predictor.init(model, x, times) if hasattr(self.predictor, "init") else None
 
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         if self.order == "corrector-predictor":

@@ -497,9 +497,20 @@ def test_exit_codes_of_a_process(tmp_path):
 # ---- demo
 
 
+def test_the_demo_keeps_to_its_time():
+    calls = 6 * 185 + 3 * 60  # of the whole comparison on one batch
+    fast, slow = 50 / calls / 5, 100 / calls  # five batches in 50 s; one in 100 s
+    assert _demo.plan(fast, 60.0, 30.0, 64, 297) == ((5, 10, 20, 50, 100), 297)
+    assert _demo.plan(fast, 30.0, 30.0, 64, 297) == ((5, 10, 20, 50, 100), 128)
+    assert _demo.plan(slow, 80.0, 30.0, 64, 297) == ((5, 10, 20, 50, 100), 64)  # late, but in time
+    assert _demo.plan(slow, 50.0, 30.0, 64, 297) == ((5, 10, 20, 50), 64)
+    assert _demo.plan(slow, -50.0, 30.0, 64, 297) == ((5, 10), 64)  # never nothing
+
+
 @pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_demo, "BITS_SAMPLES", 8)
+    monkeypatch.setattr(_demo, "plan", lambda *_: ((5, 10), 64))  # else it would find that there is no time left
     monkeypatch.setattr(_demo.frontier, "SOLVERS", (sd.Euler(), sd.Heun(), sd.TorchDiffEq(rtol=1e-1, atol=1e-1)))
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--minutes", "0.05"]) == 0
@@ -508,12 +519,13 @@ def test_demo(tmp_path, monkeypatch, capsys):
         assert (out / f"{name}.png").stat().st_size > 5000
     text = captured.out
     assert text.splitlines()[0].split() == ["SDE", "solver", "steps", "NFE", "seconds", "quality", "bits/dim"]
-    assert re.search(r"VPSDE +Heun +50 +100 ", text)
+    assert re.search(r"VPSDE +Heun +5 +10 ", text)
     assert re.search(r"log-likelihood by dopri5.*\d\.\d{3} \+- \d\.\d{3}", text)
     assert "Try next" in text
     assert text.startswith((out / "table.txt").read_text())
     rows = [line for line in (out / "steps_vs_quality.csv").read_text().splitlines() if not line.startswith("#")]
-    assert len(rows) == 1 + 2 * 5 + 1
+    assert len(rows) == 1 + 2 * 2 + 1
+    assert "up to 10 network calls only" in captured.err
     assert all(f"[{stage}/4]" in captured.err for stage in (1, 2, 3, 4))  # progress
     assert sd.load(out / "run").event_shape == (1, 8, 8)
     assert main(["demo", "--out", str(out), "--minutes", "0.05"]) == 2

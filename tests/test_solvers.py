@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_order_of_the_ode_solvers(sde, target):
     x = marginal_sample(target, sde, sde.t_max, PATHS)
     times = order_grid(sde)(sde, 2)
     if len(target.means) == 1:
-        exact = gaussian_path(target, sde, x, float(times[0]), float(times[-1]))
+        exact = gaussian_path(target, sde, x, float(times[0]), float(times[-1]))  # in closed form
     else:
         exact = reference_path(model, x, times)
     for solver, order in ODE_SOLVERS:
@@ -52,7 +53,7 @@ def linear_moments(sde, c, solver_coefficients, times):
     t0 = float(times[0])
     variance = float(sde.alpha(t0) ** 2 * c + sde.sigma(t0) ** 2)
     levels = sde.levels(times)
-    for t, s in zip(levels[:-1], levels[1:], strict=True):
+    for t, s in pairwise(levels):
         a, b2 = solver_coefficients(t, s, c)
         variance = a**2 * variance + b2
     return variance
@@ -97,7 +98,7 @@ def test_euler_maruyama_is_the_scheme_of_the_recursion(sde):
 def coupled_euler_maruyama(model, x, times, z):
     """Euler-Maruyama steps of the solver under test, driven by given increments."""
     levels = model.sde.levels(times)
-    for i, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(levels)):
         x, _ = sd.EulerMaruyama().step(model, x, t, s, None, lambda stream, i=i: z[i])
     return x
 

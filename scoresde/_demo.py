@@ -160,7 +160,7 @@ def plan(per_call: float, left: float, late: float, size: int, most: int) -> tup
     def seconds(nfe: tuple[int, ...]) -> float:  # of one batch; an adaptive solve takes about 60 calls
         return per_call * sum(sum(nfe) if solver.default_steps > 1 else 60 for solver in frontier.SOLVERS)
 
-    nfe = frontier.NFE
+    nfe: tuple[int, ...] = frontier.NFE
     while len(nfe) > 2 and seconds(nfe) > left + late:
         nfe = nfe[:-1]
     return nfe, min(most, size * max(1, int(0.9 * left / seconds(nfe))))

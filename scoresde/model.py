@@ -129,24 +129,28 @@ class ScoreModel(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the model's floating-point parameters or buffers."""
-        return self._first().dtype
+        """The dtype of the model's floating-point parameters or buffers; torch's default for a model without any."""
+        first = self._first()
+        return torch.get_default_dtype() if first is None else first.dtype
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's parameters or buffers."""
-        return self._first().device
+        """The device of the model's parameters or buffers; the CPU for a model without any."""
+        first = self._first()
+        return torch.device("cpu") if first is None else first.device
 
-    def _first(self) -> Tensor:
+    def _first(self) -> Tensor | None:
         for tensors in (self.parameters(), self.buffers()):
             for tensor in tensors:
                 if tensor.is_floating_point():
                     return tensor
-        return torch.empty(0)
+        return None
 
 
 def check_same_kind(model: ScoreModel, x: Tensor, name: str = "x") -> None:
-    """Checks that x has the dtype and device of the model. Raises DTypeError, DeviceError."""
+    """Checks that x has the dtype and device of the model, if it has any. Raises DTypeError, DeviceError."""
+    if model._first() is None:
+        return
     if x.dtype != model.dtype:
         raise DTypeError(
             f"{name} has dtype {x.dtype} but the model has {model.dtype}: use {name}.to(model.dtype), or model.to({x.dtype})"

@@ -1,9 +1,8 @@
-"""Quadrature on [0, 1] for integrands that may be singular at, or close to, an end."""
+"""Quadrature on panels of [0, 1], for integrands that may be singular at, or close to, an end."""
 
 from __future__ import annotations
 
 import functools
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,29 +10,22 @@ from torch import Tensor
 
 
 @functools.cache
-def graded_quadrature(panels: int = 16, order: int = 12) -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes, weights and cumulative weights on [0, 1]: Gauss-Legendre on panels graded towards both ends.
+def graded_edges() -> Tensor:
+    """The edges of panels of [0, 1]: 16 equal ones, of which the first and the last are graded towards the ends."""
+    near = 2.0 ** -np.arange(40, 4, -1)
+    edges = np.concatenate([[0.0], near, np.arange(1, 16) / 16, 1 - near[: 15 : -1], [1.0]])
+    return torch.tensor(edges, dtype=torch.float64, device="cpu")
 
-    The grading copes with an f or g that is singular at, or close to, an end. Row i of the cumulative weights integrates from
-    0 to node i (the integrals of the Legendre series that interpolates the integrand on a panel).
+
+@functools.cache
+def legendre(order: int = 12) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes and weights of Gauss and Legendre on [0, 1], and weights (order, order) of which row i integrates from 0 to node i.
+
+    The latter are the integrals of the Legendre series that interpolates the integrand.
     """
-    half = 2.0 ** -np.arange(panels, 0, -1)
-    edges = np.concatenate([[0.0], half, 1 - half[-2::-1], [1.0]])
     x, w = np.polynomial.legendre.leggauss(order)
-    values = np.polynomial.legendre.legvander(x, order - 1)
-    to_series = np.linalg.inv(values)
+    to_series = np.linalg.inv(np.polynomial.legendre.legvander(x, order - 1))
     series_integrals = [np.polynomial.legendre.legint(np.eye(order)[k], lbnd=-1) for k in range(order)]
-    integrals = np.stack([np.polynomial.legendre.legval(x, c) for c in series_integrals], 1) @ to_series
-    nodes, weights, blocks = [], [], []
-    for a, b in pairwise(edges):
-        nodes.append((a + b) / 2 + (b - a) / 2 * x)
-        weights.append((b - a) / 2 * w)
-        blocks.append((b - a) / 2 * integrals)
-    n = len(blocks) * order
-    cumulative = np.zeros((n, n))
-    for p, block in enumerate(blocks):
-        rows = slice(p * order, (p + 1) * order)
-        cumulative[rows, rows] = block
-        cumulative[rows, : p * order] = np.concatenate(weights[:p] or [np.empty(0)])
-    as_tensor = functools.partial(torch.tensor, dtype=torch.float64)
-    return as_tensor(np.concatenate(nodes)), as_tensor(np.concatenate(weights)), as_tensor(cumulative)
+    cumulative = np.stack([np.polynomial.legendre.legval(x, c) for c in series_integrals], 1) @ to_series
+    as_tensor = functools.partial(torch.tensor, dtype=torch.float64, device="cpu")
+    return as_tensor((1 + x) / 2), as_tensor(w / 2), as_tensor(cumulative / 2)

@@ -21,6 +21,7 @@ tensor(1.0926, dtype=torch.float64)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from abc import ABC
@@ -31,7 +32,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ._quadrature import graded_quadrature
+from ._quadrature import graded_edges, legendre
 from ._tensor import check_positive, expand
 from .errors import ConfigError, NonFiniteError, TimeRangeError
 
@@ -244,21 +245,53 @@ def _g_by_derivative(self: SDE, t: Tensor) -> Tensor:
 
 def _alpha_by_quadrature(self: SDE, t: Tensor) -> Tensor:
     """alpha(t) = exp of the integral of f from 0 to t."""
-    nodes, weights, _ = graded_quadrature()
-    s = t.double()[..., None] * nodes.to(t.device)
-    return (self.drift_coefficient(s) @ weights.to(t.device) * t.double()).exp().to(t.dtype)
+    return _integrals(self, t)[0].exp().to(t.dtype)
 
 
 def _sigma_by_quadrature(self: SDE, t: Tensor) -> Tensor:
-    """sigma(t)^2 = alpha(t)^2 (sigma_0^2 + integral of g^2/alpha^2 from 0 to t), with one pass over the nodes."""
-    nodes, weights, cumulative = (c.to(t.device) for c in graded_quadrature())
-    t64 = t.double()[..., None]
-    f, g = self.drift_coefficient(t64 * nodes), self.diffusion(t64 * nodes)
-    log_alpha = (f @ cumulative.T) * t64
-    log_alpha_t = (f @ weights)[..., None] * t64
-    ratio = (g * (log_alpha_t - log_alpha).exp()).square()  # g(s)^2 alpha(t)^2 / alpha(s)^2
-    variance = self.sigma_0**2 * (2 * log_alpha_t[..., 0]).exp() + (ratio @ weights) * t64[..., 0]
-    return variance.sqrt().to(t.dtype)
+    """sigma(t)^2 = alpha(t)^2 (sigma_0^2 + integral of g^2/alpha^2 from 0 to t)."""
+    return _integrals(self, t)[1].sqrt().to(t.dtype)
+
+
+def _integrals(sde: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
+    """log alpha(t) and sigma(t)^2, float64: what they are at the start of t's panel, and one panel's quadrature from there."""
+    edges, log_alpha, variance = (c.to(t.device) for c in _panels(sde))
+    t = t.double().contiguous()
+    k = (torch.searchsorted(edges, t, right=True) - 1).clamp(0)
+    gain, added = _over_panel(sde, edges[k], t - edges[k])
+    return log_alpha[k] + gain, variance[k] * (2 * gain).exp() + added
+
+
+def _over_panel(sde: SDE, start: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """What the SDE does from start to start + h: log alpha gained, and variance that noise adds."""
+    nodes, weights, cumulative = (c.to(h.device) for c in legendre())
+    s = start[..., None] + h[..., None] * nodes
+    f, g = sde.drift_coefficient(s), sde.diffusion(s)
+    gain = h * (f @ weights)
+    rest = gain[..., None] - h[..., None] * (f @ cumulative.mT)  # log alpha gained from each node to the end
+    return gain, h * ((g * rest.exp()).square() @ weights)
+
+
+def _panels(sde: SDE) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges of panels of [0, t_max], and log alpha and sigma^2 there. Kept, for an SDE that is a value."""
+    frozen = dataclasses.is_dataclass(sde) and sde.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    fields = dataclasses.fields(sde) if frozen else ()  # type: ignore[arg-type]
+    if frozen and all(isinstance(getattr(sde, field.name), (int, float, str, type(None))) for field in fields):
+        return _kept_panels(sde)
+    return _make_panels(sde)
+
+
+def _make_panels(sde: SDE) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):  # not tensors of inference mode: kept
+        edges = graded_edges() * float(sde.t_max)
+        gains, added = _over_panel(sde, edges[:-1], edges.diff())
+        variance = [torch.tensor(float(sde.sigma_0) ** 2, dtype=torch.float64)]
+        for gain, new in zip(gains, added, strict=True):
+            variance.append(variance[-1] * (2 * gain).exp() + new)
+        return edges, torch.cat([edges[:1], gains.cumsum(0)]), torch.stack(variance)
+
+
+_kept_panels = functools.lru_cache(maxsize=64)(_make_panels)
 
 
 def _log_snr(self: SDE, t: Tensor) -> Tensor:

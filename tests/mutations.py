@@ -46,6 +46,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("test_likelihood.py::test_prior_mismatch_is_the_whole_gap",),
     ),
     Mutation(
+        "1/2 dropped in the velocity of an SDE given by its coefficients",
+        "sde.py",
+        "f * sigma + g2 / (2 * sigma)",
+        "f * sigma + g2 / sigma",
+        ("test_sde.py::test_alpha_and_sigma_by_quadrature[VPSDE]",),
+    ),
+    Mutation(
+        "1/2 dropped in (1 + eta^2)/2 of the reverse SDE",
+        "solvers.py",
+        "g2 / (2 * t.sigma)",
+        "g2 / t.sigma",
+        ("test_sampling.py::test_equivalent_solvers[VPSDE]",),
+    ),
+    Mutation(
         "g for g^2",
         "sde.py",
         "return 2 * self.sigma * (self.sigma_dot - self.sigma * self.f)",
@@ -72,6 +86,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        x = noise.normal(PRIOR) * levels[0].sigma\n",
         "        x = noise.normal(PRIOR)\n",
         ("test_sampling.py::test_where_a_sample_starts_and_ends", "test_sampling.py::test_ode_samples_have_the_law_of_the_data"),
+    ),
+    Mutation(
+        "prior_std 1 whatever the SDE",
+        "sde.py",
+        "return float(self.sigma(float(self.t_max)))",
+        "return 1.0",
+        ("test_sde.py::test_ends",),
     ),
     Mutation(
         "the average not applied after fit",

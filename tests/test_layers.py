@@ -55,7 +55,7 @@ def test_the_walk_sees_imports():
 SDES = {"VPSDE", "SubVPSDE", "VESDE", "CosineSDE", "EDMSDE", "RectifiedFlow"}
 RUNS_CODE = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "code"}
 DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "rand_like", "randn_like", "randint_like"}
-SEEDS = {"manual_seed", "seed", "set_rng_state", "manual_seed_all", "set_state", "default_generator"}
+SEEDS = {"manual_seed", "set_rng_state", "manual_seed_all", "set_state", "default_generator"}
 NUMPY_OK = {"Philox", "Generator", "RandomState", "SeedSequence", "default_rng"}
 INITS = {"nets"}  # networks draw their initial weights, and drop labels in training, from torch's generator like any nn.Module
 
@@ -99,7 +99,7 @@ def violations(tree: ast.Module, module: str = "") -> list[str]:
                 bad(node, name)
             if name.startswith(("np.random.", "numpy.random.")) and node.attr not in NUMPY_OK:
                 bad(node, f"{name}: numpy's global generator")
-            if node.attr in SEEDS and id(node) not in forked:
+            if (node.attr in SEEDS or name in ("torch.seed", "torch.random.seed")) and id(node) not in forked:
                 bad(node, f"{name or node.attr}: the global generator, outside fork_rng")
             if name in {f"torch.{d}" for d in DRAWS} and id(node) not in forked and module not in INITS:
                 bad(node, f"{name}: the global generator")
@@ -147,6 +147,7 @@ def test_nothing_forbidden(name):
         "np.random.rand(3)",
         "np.random.seed(0)",
         "torch.manual_seed(0)",
+        "torch.random.seed()",
         "torch.default_generator.manual_seed(0)",
         "torch.randn(3)",
         "torch.set_rng_state(s)",

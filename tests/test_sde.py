@@ -165,6 +165,77 @@ def test_quadrature_copes_with_what_users_write():
 
     assert relative(Linear().sigma(times(Linear())), (-torch.expm1(-5 * times(Linear()) ** 2)).sqrt()) < 1e-6
 
+    @dataclass(frozen=True)
+    class Singular(sd.SDE):
+        """f = -1/sqrt(t), which is infinite at 0 and has an integral: alpha = exp(-2 sqrt(t)); g^2 = -2 f, variance preserving."""
+
+        t_max: float = 9.0
+
+        def drift_coefficient(self, t):
+            return -(t**-0.5)
+
+        def diffusion(self, t):
+            return (2 * t**-0.5).sqrt()
+
+    t = times(Singular())
+    assert relative(Singular().alpha(t), (-2 * t.sqrt()).exp()) < 1e-5
+    assert relative(Singular().sigma(t), (-torch.expm1(-4 * t.sqrt())).sqrt()) < 1e-3
+
+    @dataclass(frozen=True)
+    class Kink(sd.SDE):
+        t_max: float = 4.0
+
+        def drift_coefficient(self, t):
+            return -(1 + (t - 1.234).clamp_min(0))
+
+        def diffusion(self, t):
+            return (2 * (1 + (t - 1.234).clamp_min(0))).sqrt()
+
+    t = times(Kink())
+    alpha = (-(t + 0.5 * (t - 1.234).clamp_min(0) ** 2)).exp()
+    assert relative(Kink().alpha(t), alpha) < 1e-4
+    assert relative(Kink().sigma(t), (1 - alpha**2).sqrt()) < 1e-4
+
+
+def test_quadrature_keeps_nothing_that_may_change():
+    """What is kept between calls belongs to the values of the fields; an SDE that can change is computed afresh."""
+
+    @dataclass(frozen=True)
+    class Frozen(sd.SDE):
+        a: float = 1.0
+
+        def drift_coefficient(self, t):
+            return -self.a * torch.ones_like(t)
+
+        def diffusion(self, t):
+            return math.sqrt(2 * self.a) * torch.ones_like(t)
+
+    @dataclass(frozen=True)
+    class Learnable(sd.SDE):
+        a: torch.Tensor
+
+        def drift_coefficient(self, t):
+            return -self.a * torch.ones_like(t)
+
+        def diffusion(self, t):
+            return (2 * self.a).sqrt() * torch.ones_like(t)
+
+    t = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+    for a in (1.0, 3.0):
+        assert torch.allclose(Frozen(a).alpha(t), (-a * t).exp(), rtol=1e-12)
+        with torch.inference_mode():
+            assert torch.allclose(Frozen(a + 1).alpha(t), (-(a + 1) * t).exp(), rtol=1e-12)
+        s = t.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(Frozen(a + 1).sigma(s).square().sum(), s)
+        assert torch.allclose(slope, 2 * (a + 1) * (-2 * (a + 1) * t).exp(), rtol=1e-9)
+    a = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    sde = Learnable(a)
+    for value in (1.0, 3.0):
+        with torch.no_grad():
+            a.fill_(value)
+        (slope,) = torch.autograd.grad(sde.alpha(t).sum(), a)
+        assert float(slope) == pytest.approx(float((-t * (-value * t).exp()).sum()), rel=1e-9)
+
 
 @by_name
 def test_derivatives_that_solvers_use(sde):

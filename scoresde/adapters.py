@@ -162,6 +162,8 @@ class TorchSDE(Solver):
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         import torchsde
 
+        if not s < t:
+            raise ConfigError(f"{self} runs from noise to data only; use TorchDiffEq, Euler, Heun or RK4 the other way")
         field = _ReverseSDE(model, x.shape, t, s, self.eta, STOCHASTIC[self.method])
         bm = _brownian_increment(x.flatten(1), noise)
         ts = torch.tensor([-t, -s], dtype=torch.float64, device=x.device)

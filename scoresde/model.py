@@ -18,7 +18,7 @@ from . import parameterization as parameterizations
 from ._tensor import affine, check_floating, check_shape, like
 from .errors import ConfigError, DeviceError, DTypeError, ShapeError
 from .parameterization import Parameterization
-from .sde import SDE, Level, check_range
+from .sde import SDE, Level, check_ends, check_range
 
 
 class ScoreModel(nn.Module, ABC):
@@ -47,6 +47,7 @@ class ScoreModel(nn.Module, ABC):
         if not isinstance(sde, SDE):
             raise ConfigError(f"sde = {sde!r}, expected an instance of an SDE, scoresde.VPSDE() for instance")
         check_range(sde)
+        check_ends(sde)
         self.sde = sde
         try:
             self.event_shape = tuple(operator.index(n) for n in event_shape)
@@ -275,7 +276,7 @@ def inference(model: nn.Module, grad: bool = False) -> Iterator[None]:
     for module in training:
         module.training = False
     try:
-        with torch.set_grad_enabled(grad):
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):  # log_prob needs gradients inside, whatever is outside
             yield
     finally:
         for module in training:

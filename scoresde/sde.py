@@ -57,6 +57,9 @@ class Level(float):
         self.alpha, self.sigma, self.alpha_dot, self.sigma_dot = alpha, sigma, alpha_dot, sigma_dot
         return self
 
+    def __getnewargs__(self) -> tuple[float, ...]:  # type: ignore[override]
+        return float(self), self.alpha, self.sigma, self.alpha_dot, self.sigma_dot
+
     @property
     def f(self) -> float:
         """The drift coefficient f = alpha'/alpha."""
@@ -332,8 +335,18 @@ def check_range(sde: SDE) -> None:
             raise ConfigError(f"{name} = {value!r} of {type(sde).__name__}, expected a finite number: {name} > 0")
     if sde.t_min >= sde.t_max:
         raise ConfigError(f"t_min = {sde.t_min} and t_max = {sde.t_max}: expected t_min < t_max")
-    if sde.t_end is not None and not 0 < sde.t_end < sde.t_max:
-        raise ConfigError(f"t_end = {sde.t_end} and t_max = {sde.t_max}: expected 0 < t_end < t_max")
+    if sde.t_end is not None and not (isinstance(sde.t_end, (int, float)) and 0 < sde.t_end < sde.t_max):
+        raise ConfigError(f"t_end = {sde.t_end!r} and t_max = {sde.t_max}: expected 0 < t_end < t_max")
+
+
+def check_ends(sde: SDE) -> None:
+    """Checks that alpha and sigma are numbers to calculate with at both ends of the time range. Raises ConfigError."""
+    for t in sde.levels([sde.t_min, sde.t_max]):
+        if not (1e-100 < t.alpha < 1e100 and 1e-100 < t.sigma < 1e100):
+            raise ConfigError(
+                f"alpha = {t.alpha:.3g} and sigma = {t.sigma:.3g} at t = {float(t):.6g} of {sde}: expected numbers between "
+                "1e-100 and 1e100; give another t_min or t_max"
+            )
 
 
 @dataclass(frozen=True)

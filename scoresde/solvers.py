@@ -170,7 +170,7 @@ class Langevin(Solver):
 
     Norms are per sample, so that samples do not depend on their batch. h is at most sigma_t^2, half the stability limit of the
     sharpest p_t there can be: in few dimensions the score is close to 0 now and then, and the step would be without bound (take
-    a small snr there: a step that depends on x is biased). Used inside ``PredictorCorrector``; as a solver of its own it corrects
+    a small snr there, 0.01 in two: a step that depends on x is biased). Used inside ``PredictorCorrector``; as a solver of its own it corrects
     at each time without a predictor. ``steps`` calls a step.
     """
 

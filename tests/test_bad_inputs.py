@@ -245,6 +245,9 @@ CASES = [
     (18, "NaN", lambda b: sd.SubVPSDE(t_max=NAN), ConfigError, "t_max"),
     (18, "1", lambda b: sd.CosineSDE(t_max=1.0), ConfigError, r"t_max = 1\.0.*t_max < 1"),
     (18, "beyond 1", lambda b: sd.RectifiedFlow(t_max=1.5), ConfigError, r"t_max = 1\.5.*t_max < 1"),
+    (18, "alpha underflows", lambda b: exact(sd.VPSDE(t_max=37.0)), ConfigError, r"alpha = 0 .* at t = 37 .*another t_min or t_max"),
+    (18, "sigma overflows", lambda b: exact(sd.VESDE(t_max=90.0)), ConfigError, r"sigma = \S+ at t = 90 .*another t_min or t_max"),
+    (19, "t_end of the SDE", lambda b: sd.VPSDE(t_end="1"), ConfigError, "t_end = '1'"),
     (19, "t_min 0", lambda b: sd.VPSDE(t_min=0.0), ConfigError, "t_min > 0"),
     (19, "t_min above", lambda b: sd.VPSDE(t_min=2.0), ConfigError, r"t_min = 2\.0 and t_max = 1\.0"),
     (19, "t_end above", lambda b: sd.VPSDE(t_end=2.0), ConfigError, r"t_end = 2\.0 and t_max = 1\.0"),
@@ -306,6 +309,7 @@ CASES = [
     (26, "dt = 0", lambda b: sd.sample(exact(), 2, solver=sd.TorchSDE(), times=[1.0, 0.5, 0.5]), ConfigError, "times are not decreasing"),
     (26, "dt < 0", lambda b: sd.sample(exact(), 2, solver=sd.TorchSDE(), times=[0.5, 0.6]), ConfigError, "times are not decreasing"),
     (26, "dt NaN", lambda b: sd.sample(exact(), 2, solver=sd.TorchSDE(), times=[0.5, NAN]), NonFiniteError, "times hold NaN"),
+    (26, "dt backwards", lambda b: sd.log_prob(exact(), torch.zeros(2, 2), solver=sd.TorchSDE()), ConfigError, "TorchSDE.*TorchDiffEq"),
     (26, "no noise", lambda b: sd.TorchSDE(eta=0.0), ConfigError, "TorchDiffEq"),
     (
         27,
@@ -358,6 +362,7 @@ CASES = [
     (30, "sample", lambda b: sd.sample(network(lambda self, x: x[:1]), 3, steps=2, batch_size=3), ShapeError, r"\(1, 2\).*\(3, 2\)"),
     (30, "log_prob", lambda b: sd.log_prob(network(lambda self, x: x.sum()), torch.zeros(3, 2)), ShapeError, r"\(\).*\(3, 2\)"),
     (30, "prior", lambda b: sd.log_prob(exact(), torch.zeros(3, 2), prior=lambda x: x), ConfigError, r"prior.*\(3, 2\).*\(3,\)"),
+    (30, "not the ODE", lambda b: sd.log_prob(exact(), torch.zeros(2, 2), solver=sd.DDIM()), ConfigError, "probability-flow ODE"),
     (30, "not a model", lambda b: sd.sample(nn.Identity(), 2, steps=2), ConfigError, "Identity.*ScoreModel"),
     (31, "no transform", lambda b: sd.bits_per_dim(model(), LEVELS), ConfigError, r"[Tt]ransform\(levels="),
     (31, "too high", lambda b: sd.bits_per_dim(model(), LEVELS + 16, T16), ConfigError, r"Transform\(levels=16\).*Transform\(levels=\.\.\.\)"),
@@ -550,3 +555,34 @@ def test_any_configuration_is_finite_or_refused(sde, solver, steps, times, t_end
     else:
         assert x.shape == (n, 2)
         assert bool(x.isfinite().all())
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    sde=sdes,
+    solver=solvers,
+    steps=maybe(counts),
+    divergence=st.sampled_from(["exact", "hutchinson", "nothing"]),
+    probes=counts,
+    std=st.sampled_from([1e-6, 0.1, 1.0, 100.0]),
+    scale=st.sampled_from([0.0, 1.0, 1e3, 1e30]),
+    single=st.booleans(),
+)
+def test_any_likelihood_is_finite_or_refused(sde, solver, steps, divergence, probes, std, scale, single):
+    dtype = torch.float32 if single else torch.float64
+    try:
+        built, solver = sde[0](**sde[1]), solver[0](**solver[1])
+        target = sd.GaussianMixture(torch.tensor([[0.3, -0.2]], dtype=dtype), torch.tensor([std], dtype=dtype))
+        found = sd.log_prob(
+            sd.ExactModel(target, built),
+            scale * torch.tensor([[0.5, 1.0], [-1.0, 2.0]], dtype=dtype),
+            solver=solver,
+            steps=3 if steps is None and not isinstance(solver, sd.TorchDiffEq) else steps,
+            divergence=divergence,
+            probes=probes,
+        )
+    except ScoreSDEError as error:
+        assert str(error)
+    else:
+        assert found.log_prob.shape == (2,)
+        assert bool(found.log_prob.isfinite().all())

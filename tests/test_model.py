@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -407,6 +409,32 @@ def test_evaluation_mode_is_used():
     assert not a.requires_grad
     modes = [[m.training for m in model.modules()] for _, _, _, _ in sd.trajectory(model, 2, steps=2)]
     assert all(mode == modes[0] and mode[0] for mode in modes)  # while the user has the stage, it is as it was
+
+
+def test_under_other_gradient_modes():
+    """log_prob needs gradients, sampling none: both answer the same under no_grad and inference_mode, also to tensors of these."""
+    net = sd.NetworkModel(sd.nets.MLP(2, width=8, depth=1), sd.VPSDE(), (2,))
+    for model, x in ((net, torch.randn(3, 2)), (sd.ExactModel(target((2,)), sd.VPSDE()), torch.randn(3, 2, dtype=torch.float64))):
+        expected = sd.log_prob(model, x, seed=1)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                found = sd.log_prob(model, x + 0, seed=1)
+                assert not torch.is_grad_enabled()
+            assert torch.allclose(found.log_prob, expected.log_prob, rtol=1e-9)
+            assert not found.log_prob.requires_grad
+            assert not found.log_prob.is_inference()
+
+
+def test_models_and_levels_can_be_copied():
+    model = sd.NetworkModel(sd.nets.MLP(2, width=8, depth=1), sd.VPSDE(), (2,))
+    x = torch.randn(3, 2)
+    with sd.count_evaluations(model) as calls:
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other.score(x, 0.5), model.score(x, 0.5))
+    assert calls.forward == 2  # a copy is another model
+    (level,) = model.sde.levels([0.3])
+    for other in (copy.deepcopy(level), copy.copy(level), pickle.loads(pickle.dumps(level))):
+        assert (float(other), other.alpha, other.sigma, other.f, other.g2) == (0.3, level.alpha, level.sigma, level.f, level.g2)
 
 
 def test_inference_nests():

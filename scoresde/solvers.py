@@ -169,9 +169,9 @@ class Langevin(Solver):
     """Langevin corrector: x + h score + sqrt(2 h) z with h = 2 (snr |z|/|score|)^2 (2011.13456, algorithm 4).
 
     Norms are per sample, so that samples do not depend on their batch. h is at most sigma_t^2, half the stability limit of the
-    sharpest p_t there can be: in few dimensions the score is close to 0 now and then, and the step would be without bound (take
-    a small snr there, 0.01 in two: a step that depends on x is biased). Used inside ``PredictorCorrector``; as a solver of its own it corrects
-    at each time without a predictor. ``steps`` calls a step.
+    sharpest p_t there can be: in few dimensions the score is close to 0 now and then, and the step would be without bound. Take a
+    small snr there, 0.01 in two dimensions: a step that depends on x is biased. Used inside ``PredictorCorrector``; as a solver
+    of its own it corrects at each time without a predictor. ``steps`` calls a step.
     """
 
     snr: float = 0.16

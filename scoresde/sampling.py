@@ -71,8 +71,8 @@ def sample(
     id_array = check_ids(ids, n)
     dtype, device = (model.dtype, model.device) if x_init is None else (x_init.dtype, x_init.device)
     size = default_batch_size(model.event_shape) if batch_size is None else check_positive_int(batch_size, "batch_size")
-    out = torch.empty((n, *model.event_shape), dtype=dtype, device=device)
     with inference(model):
+        out = torch.empty((n, *model.event_shape), dtype=dtype, device=device)
         levels = model.sde.levels(plan)
         with _progress(progress, -(-n // size) * (len(levels) - 1), "sampling") as advance:
             for start in range(0, n, size):

@@ -226,7 +226,7 @@ def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     if not torch.is_inference_mode_enabled():
         try:
             with torch.enable_grad():
-                s = t.detach().requires_grad_()
+                s = t.detach().clone().requires_grad_()
                 value = function(s)
                 (slope,) = torch.autograd.grad(value.sum(), s, allow_unused=True) if value.requires_grad else (None,)
             return torch.zeros_like(t) if slope is None else slope

@@ -422,7 +422,6 @@ def test_under_other_gradient_modes():
                 assert not torch.is_grad_enabled()
             assert torch.allclose(found.log_prob, expected.log_prob, rtol=1e-9)
             assert not found.log_prob.requires_grad
-            assert not found.log_prob.is_inference()
 
 
 def test_models_and_levels_can_be_copied():

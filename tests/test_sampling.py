@@ -399,8 +399,11 @@ def test_under_other_gradient_modes():
         with torch.no_grad():
             assert torch.equal(sd.sample(model, 4, solver=solver, steps=4), expected)
         with torch.inference_mode():
-            assert torch.allclose(sd.sample(model, 4, solver=solver, steps=4), expected, rtol=1e-9)
-    expected.requires_grad_()  # a normal tensor, not one of inference mode
+            found = sd.sample(model, 4, solver=solver, steps=4)
+            stages = [x for _, _, x, _ in sd.trajectory(model, 4, solver=solver, steps=4)]
+        assert torch.equal(found, expected)
+        assert torch.allclose(stages[-1], expected, rtol=1e-9)
+        assert not found.is_inference()
 
 
 def test_no_warnings():

@@ -204,7 +204,7 @@ class NetworkModel(ScoreModel):
         if F.dtype != x.dtype:  # under autocast
             F = F.to(x.dtype)
         x0 = affine(c_skip, x, c_out, F)
-        # eps = (x - alpha x0)/sigma with the difference taken in the float64 coefficients, where nothing is lost
+        # eps = (x - alpha x0)/sigma with the difference taken in the float64 coefficients: an error of 1e-16/sigma at most
         eps = affine((1 - alpha * c_skip) / sigma, x, -alpha * c_out / sigma, F)
         return x0, eps
 

@@ -210,8 +210,7 @@ def _run_nll(a: Any) -> None:
     print(f"{frontier.format_table(('quantity', 'value'), figures)}\n\n{line} (mean and standard error over {len(x)} samples)")
     if a.out is not None:
         Path(a.out).parent.mkdir(parents=True, exist_ok=True)
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
-        Path(a.out).write_text(json.dumps(finite, indent=2) + "\n")
+        Path(a.out).write_text(json.dumps(frontier.without_nan(result), indent=2) + "\n")
         print(f"written to {a.out}")
 
 

@@ -20,15 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from . import plot
+from . import grid, plot
 from ._tensor import check_data, check_positive_int
 from .adapters import TorchDiffEq
 from .errors import ConfigError, ScoreSDEError, SolverError
-from .metrics import NoiseFloor, sliced_wasserstein
+from .metrics import NoiseFloor, noise_floor, sliced_wasserstein
 from .model import ScoreModel, count_evaluations
 from .noise import check_seed
 from .sampling import _check_model, default_batch_size, sample
@@ -149,7 +148,7 @@ class Bench:
             "floor": dataclasses.asdict(self.floor) if self.floor else None,
             "rows": [dataclasses.asdict(row) for row in self.rows],
         }
-        _write(path, json.dumps(_finite(content), indent=2) + "\n")
+        _write(path, json.dumps(without_nan(content), indent=2) + "\n")
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Quality against network calls, one line a solver, with the noise floor; see ``scoresde.plot.frontier``."""
@@ -222,7 +221,8 @@ def bench(
     if pool is not None:
         if len(pool) < 2 * n:
             raise ConfigError(f"n = {n} and a pool of {len(pool)}: expected a pool of at least 2 n, to choose n from many times")
-        floor = _floor(_model_space(pool, transform, model, seed + 1, "pool"), real, n, splits, projections, seed)
+        exact = _model_space(pool, transform, model, seed + 1, "pool")
+        floor = noise_floor(exact, n, splits, projections, seed, reference=real)
     size = default_batch_size(model.event_shape) if batch_size is None else check_positive_int(batch_size, "batch_size")
     jobs: list[tuple[Solver, int | None]] = []
     for solver in solvers:
@@ -247,7 +247,7 @@ def bench(
         "distance": f"sliced Wasserstein-2, {projections} projections",
         "splits": splits,
         "seed": seed,
-        "t_end": model.sde.t_min if model.sde.t_end is None else model.sde.t_end,
+        "t_end": grid.default_end(model.sde),
         "batch_size": size,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
@@ -319,15 +319,6 @@ def _chooses_steps(solver: Solver) -> bool:
 
 def _default_n(real: Tensor, pool: Tensor | None) -> int:
     return max(1, min(len(real), 1000, len(real) if pool is None else len(pool) // 2))
-
-
-def _floor(pool: Tensor, real: Tensor, n: int, splits: int, projections: int, seed: int) -> NoiseFloor:
-    """Distance of n samples of the pool to the reference, over several choices of n."""
-    values = []
-    for split in range(check_positive_int(splits, "splits")):
-        order = np.random.Generator(np.random.Philox(key=[seed, split])).permutation(len(pool))
-        values.append(sliced_wasserstein(pool[torch.from_numpy(order[:n])], real, projections, seed))
-    return NoiseFloor(float(np.mean(values)), float(np.std(values)))
 
 
 def _model_space(x: Tensor, transform: Transform | None, model: ScoreModel, seed: int, name: str) -> Tensor:
@@ -405,12 +396,12 @@ class _bar:
             self.bar.close()
 
 
-def _finite(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """NaN and infinity, which JSON does not have, as None."""
     if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: without_nan(v) for key, v in value.items()}
     if isinstance(value, list):
-        return [_finite(v) for v in value]
+        return [without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

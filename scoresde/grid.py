@@ -16,9 +16,14 @@ from .errors import ConfigError
 from .sde import SDE
 
 
+def default_end(sde: SDE) -> float:
+    """Where ``sample`` stops if it is not told: at the SDE's t_end, or t_min."""
+    return sde.t_min if sde.t_end is None else max(sde.t_end, sde.t_min)
+
+
 def _ends(sde: SDE, start: float | None, end: float | None) -> tuple[float, float]:
     if end is None:
-        end = sde.t_min if sde.t_end is None else max(sde.t_end, sde.t_min)
+        end = default_end(sde)
     try:
         start, end = sde.t_max if start is None else float(start), float(end)
     except (TypeError, ValueError):

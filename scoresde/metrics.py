@@ -54,23 +54,28 @@ class NoiseFloor:
     std: float
 
 
-def noise_floor(reference: Tensor, n: int, splits: int = 10, projections: int = 128, seed: int = 0) -> NoiseFloor:
+def noise_floor(
+    pool: Tensor, n: int, splits: int = 10, projections: int = 128, seed: int = 0, reference: Tensor | None = None
+) -> NoiseFloor:
     """The noise floor of ``sliced_wasserstein`` between n draws and a reference set, from a pool of exact samples.
 
-    Each split takes n samples of the pool as the draws and all others as the reference.
+    Each split takes n samples of the pool as the draws, and judges them by the reference, or by all others of the pool.
 
     Args:
-        reference: the pool (N, *event), N > n.
+        pool: exact samples (N, *event), N > n.
         n: size of the set to be judged.
+        splits: random choices of n.
+        projections, seed: as for ``sliced_wasserstein``; the seed is that of the choices too.
+        reference: the set (M, *event) that the draws are compared with; None: the rest of the pool.
 
     Raises:
-        ConfigError: n is not below N.
+        ConfigError: n is not below N, or splits is no positive integer.
     """
-    if not 0 < check_positive_int(n, "n") < len(reference):
-        raise ConfigError(f"n = {n} and a pool of {len(reference)}: expected more samples in the pool than n")
+    if not 0 < check_positive_int(n, "n") < len(pool):
+        raise ConfigError(f"n = {n} and a pool of {len(pool)}: expected more samples in the pool than n")
     values = []
-    for split in range(splits):
-        order = torch.from_numpy(np.random.Generator(np.random.Philox(key=[seed, split])).permutation(len(reference)))
-        order = order.to(reference.device)
-        values.append(sliced_wasserstein(reference[order[:n]], reference[order[n:]], projections, seed))
+    for split in range(check_positive_int(splits, "splits")):
+        order = torch.from_numpy(np.random.Generator(np.random.Philox(key=[seed, split])).permutation(len(pool))).to(pool.device)
+        rest = pool[order[n:]] if reference is None else reference
+        values.append(sliced_wasserstein(pool[order[:n]], rest, projections, seed))
     return NoiseFloor(float(np.mean(values)), float(np.std(values)))

@@ -285,7 +285,7 @@ def _panels(sde: SDE) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _make_panels(sde: SDE) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):  # not tensors of inference mode: kept
+    with torch.inference_mode(False):  # its tensors could not be kept for other modes
         edges = graded_edges() * float(sde.t_max)
         gains, added = _over_panel(sde, edges[:-1], edges.diff())
         variance = [torch.tensor(float(sde.sigma_0) ** 2, dtype=torch.float64)]

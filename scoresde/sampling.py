@@ -169,7 +169,8 @@ def make_times(
     """The decreasing times of a solve, from steps or times. Raises ConfigError, NonFiniteError, TimeRangeError."""
     if times is None:
         steps = getattr(solver, "default_steps", Solver.default_steps) if steps is None else steps
-        return grid.default(sde, check_positive_int(steps, "steps"), end=t_end)
+        spaced = getattr(solver, "grid", grid.default)  # a solver may know better than the SDE how to space its steps
+        return spaced(sde, check_positive_int(steps, "steps"), end=t_end)
     if steps is not None:
         raise ConfigError(f"both steps = {steps} and times were given: give one of them")
     if t_end is not None:

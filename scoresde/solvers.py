@@ -4,6 +4,7 @@ A solver has ``step(model, x, t, s, state, noise) -> (x, state)``, from time t t
 it plans ahead or remembers. ``model`` gives ``denoise``, ``predict``, ``eps``, ``score`` and ``velocity`` at (x, t). t and s are
 ``Level``s: floats that know alpha, sigma and their derivatives. ``noise(stream)`` is a standard normal tensor like x, already
 bound to seed, sample ids and step. ``state`` is explicit: a solver object never changes, and can serve many solves at once.
+A solver that has a ``grid(sde, n, start=None, end=None)`` spaces its steps by it, all others by the SDE's default grid.
 
 Yours is one more class, with nothing to register:
 

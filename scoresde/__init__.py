@@ -1,13 +1,20 @@
 """scoresde: continuous-time score SDEs. Any SDE, any solver, likelihoods with error bars, quality against compute."""
 
-from . import data, errors, frontier, grid, loss, metrics, nets, noise, parameterization, plot
+from . import data, errors, features, grid, loss, metrics, nets, noise, parameterization, plot
 from .adapters import TorchDiffEq, TorchSDE
+from .adaptive import AdaptiveODE, AdaptiveSDE
 from .check import check_sde
 from .checkpoint import load, save
 from .errors import ScoreSDEError
 from .exact import ExactModel, GaussianMixture
+from .frontier import Frontier, frontier
 from .likelihood import bits_per_dim, log_prob
 from .model import NetworkModel, ScoreModel, count_evaluations
+from .multistep import DEIS, AdamsBashforth, DPMSolverPP, UniPC
+from .parallel import Picard
+from .recipe import Recipe
+from .reference import GaussianReference
+from .reference_solver import ReferenceScheme, ReferenceSolver
 from .sampling import sample, trajectory
 from .sde import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
 from .solvers import (
@@ -22,42 +29,61 @@ from .solvers import (
     ReverseDiffusion,
     Solver,
 )
+from .stochastic import EDMStochastic, Restart, SASolver, StochasticExponential
 from .train import fit
 from .transform import Transform
+from .tuning import tune
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DDIM",
+    "DEIS",
     "EDMSDE",
+    "EDMStochastic",
     "RK4",
     "SDE",
     "VESDE",
     "VPSDE",
+    "AdamsBashforth",
+    "AdaptiveODE",
+    "AdaptiveSDE",
     "Ancestral",
     "CosineSDE",
+    "DPMSolverPP",
     "Euler",
     "EulerMaruyama",
     "ExactModel",
+    "Frontier",
     "GaussianMixture",
+    "GaussianReference",
     "Heun",
     "Langevin",
     "NetworkModel",
+    "Picard",
     "PredictorCorrector",
+    "Recipe",
     "RectifiedFlow",
+    "ReferenceScheme",
+    "ReferenceSolver",
+    "Restart",
     "ReverseDiffusion",
+    "SASolver",
     "ScoreModel",
     "ScoreSDEError",
     "Solver",
     "SubVPSDE",
+    "StochasticExponential",
     "TorchDiffEq",
     "TorchSDE",
     "Transform",
+    "UniPC",
     "bits_per_dim",
     "check_sde",
     "count_evaluations",
     "data",
     "errors",
+    "features",
     "frontier",
     "fit",
     "grid",
@@ -72,4 +98,5 @@ __all__ = [
     "sample",
     "save",
     "trajectory",
+    "tune",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from .data import Data
 from .errors import ConfigError, DTypeError, ShapeError
 from .model import ScoreModel
 from .noise import TRAIN, Noise
+from .reference import GaussianReference
 from .transform import Transform
 
 ORDER = TRAIN + (1 << 8)  # stream of noise
@@ -117,6 +119,14 @@ class Source:
             x = self.transform.dequantize(x, seed, ids, draw, model.dtype, device)
         cond = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in cond.items()}
         return x.to(device), cond
+
+    def reference(self, model: ScoreModel) -> GaussianReference:
+        """Mean and covariance of the training samples (of a large set, of evenly spaced ones), dequantized as for training."""
+        n, most = len(self.samples), (1 << 26) // math.prod(self.event_shape)
+        most = most if isinstance(self.samples, Tensor) else min(most, 4096)  # items of a Dataset may be slow to make
+        index = np.unique(np.linspace(0, n - 1, min(n, max(most, 2))).astype(np.int64))
+        x, _ = self.batch(index, index, 0, 0, model, torch.device("cpu"))
+        return GaussianReference.fit(x if len(x) > 1 else torch.cat([x, x]), width=2.0)
 
     def _collate(self, items: list[Any]) -> tuple[Tensor, dict[str, Any]]:
         """Items x, (x,), (x, label) or (x, dict of conditions) of a Dataset, stacked."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from . import adapters, nets, solvers
+from . import adapters, adaptive, multistep, nets, parallel, solvers, stochastic
 from . import sde as sdes
 from .errors import ConfigError
 from .sde import SDE
@@ -27,7 +27,7 @@ from .solvers import Solver
 KINDS: dict[str, tuple[type, tuple[ModuleType, ...]]] = {
     "sde": (SDE, (sdes,)),
     "net": (nn.Module, (nets,)),
-    "solver": (Solver, (solvers, adapters)),
+    "solver": (Solver, (solvers, multistep, stochastic, adapters, adaptive, parallel)),
 }
 
 

@@ -5,23 +5,35 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from . import _files, data, frontier, nets, plot
+from . import _files, data, nets, plot
 from ._tensor import check_positive
 from .adapters import TorchDiffEq
 from .errors import ConfigError
-from .frontier import Bench
+from .frontier import Frontier, format_table, frontier
 from .likelihood import bits_per_dim
 from .model import NetworkModel
+from .multistep import UniPC
 from .sampling import default_batch_size, sample, trajectory
 from .sde import VPSDE
-from .solvers import Heun
+from .solvers import DDIM, Ancestral, EulerMaruyama, Heun, Langevin, PredictorCorrector, ReverseDiffusion, Solver
 from .train import fit
 from .transform import Transform
 
+NFE = (5, 10, 20, 50, 100)
+SOLVERS: tuple[Solver, ...] = (
+    DDIM(),
+    Heun(),
+    UniPC(),
+    EulerMaruyama(),
+    Ancestral(),
+    PredictorCorrector(ReverseDiffusion(), Langevin()),
+    *(TorchDiffEq(rtol=tolerance, atol=tolerance) for tolerance in (1e-1, 1e-2, 1e-3)),
+)
 BITS_SAMPLES = 100  # test images whose likelihood is measured
 TOLERANCE = 1e-3  # of that: its error is far below the standard error over so few images
 
@@ -83,10 +95,20 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
 
     left = 60 * minutes - (time.perf_counter() - begun)
     nfe, n = plan(_seconds_per_call(model), left, 9 * minutes, default_batch_size(model.event_shape), len(digits.test))
-    short = "" if nfe == frontier.NFE else f" (up to {nfe[-1]} network calls only: this machine is slow or busy)"
+    short = "" if nfe == NFE else f" (up to {nfe[-1]} network calls only: this machine is slow or busy)"
     _say(f"[4/4] comparing solvers by {n} samples each with {len(digits.test)} test images{short}")
-    result = frontier.bench(
-        model, digits.test, pool=digits.train, nfe=nfe, n=n, seed=seed, transform=transform, progress=progress
+    result = frontier(
+        model,
+        digits.test,
+        pool=digits.train,
+        solvers=SOLVERS,
+        nfe=nfe,
+        samples=n,
+        seed=seed,
+        transform=transform,
+        paths=0,  # the converged ODE would take as long as all solvers together
+        resamples=50,
+        progress=progress,
     )
     write_bench(result, out)
 
@@ -94,16 +116,18 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
     rows = []
     for r in result.rows:
         steps = "adaptive" if r.steps is None else str(r.steps)
-        rows.append((type(sde).__name__, frontier.name_of(r), steps, f"{r.nfe:.4g}", f"{r.seconds:.1f}", f"{r.quality:.4f}", "-"))
+        quality = f"{r.value('sliced_wasserstein'):.4f}"
+        rows.append((type(sde).__name__, r.name, steps, f"{r.nfe:.4g}", f"{r.seconds:.1f}", quality, "-"))
     calls = bits.nfe / math.ceil(BITS_SAMPLES / default_batch_size(model.event_shape))
     figure = f"{bits.mean:.3f} +- {bits.std_error:.3f}"
     name = f"log-likelihood by {solver.method}, rtol={solver.rtol:g}"
     rows.append((type(sde).__name__, name, "adaptive", f"{calls:.4g}", f"{bits_seconds:.1f}", "-", figure))
     table = "\n".join(
         [
-            frontier.format_table(header, rows),
+            format_table(header, rows),
             "",
             "NFE: network calls a sample, counted",
+            f"quality: sliced Wasserstein distance of {n} samples to {len(digits.test)} test images, smaller is better",
             result.explain(),
             f"bits/dim: mean and standard error over {BITS_SAMPLES} test images of {transform.levels} levels, smaller is better",
         ]
@@ -129,12 +153,29 @@ Try next:
   scoresde --help""")
 
 
-def write_bench(result: Bench, folder: Path) -> list[str]:
-    """Writes a comparison as a picture and as tables; returns the names of the files."""
+def write_bench(result: Frontier, folder: Path) -> list[str]:
+    """Writes a comparison as pictures and as tables; returns the names of the files."""
     result.to_csv(folder / "steps_vs_quality.csv")
     result.to_json(folder / "steps_vs_quality.json")
-    result.plot(folder / "steps_vs_quality.png")
-    return [f"steps_vs_quality.{kind}" for kind in ("png", "csv", "json")]
+    names = [f"steps_vs_quality.{kind}" for kind in ("png", "csv", "json")]
+    if any(not row.message for row in result.rows):
+        result.plot(folder / names[0], "sliced_wasserstein")
+    if "median" in result.metrics:
+        result.plot(folder / "steps_vs_error.png", "median")
+        names.insert(1, "steps_vs_error.png")
+    return names
+
+
+def recommendations(result: Frontier, budgets: Sequence[int]) -> str:
+    """Which solver to use at each budget, by the metric that tells most."""
+    lines = []
+    for budget in budgets:
+        try:
+            best = result.recommend(nfe=budget)
+        except ConfigError:
+            continue
+        lines.append(f"  up to {budget} network calls: {str(best).splitlines()[0]}")
+    return "\n".join(["which solver to use:", *lines]) + "\n" if lines else ""
 
 
 def _seconds_per_call(model: NetworkModel) -> float:
@@ -158,9 +199,9 @@ def plan(per_call: float, left: float, late: float, size: int, most: int) -> tup
     """
 
     def seconds(nfe: tuple[int, ...]) -> float:  # of one batch; an adaptive solve takes about 60 calls
-        return per_call * sum(sum(nfe) if solver.default_steps > 1 else 60 for solver in frontier.SOLVERS)
+        return per_call * sum(sum(nfe) if solver.default_steps > 1 else 60 for solver in SOLVERS)
 
-    nfe: tuple[int, ...] = frontier.NFE
+    nfe: tuple[int, ...] = NFE
     while len(nfe) > 2 and seconds(nfe) > left + late:
         nfe = nfe[:-1]
     return nfe, min(most, size * max(1, int(0.9 * left / seconds(nfe))))

@@ -45,7 +45,8 @@ _EXAMPLES = {
   scoresde nll run --data digits --dequantizations 5 --out result.json
   scoresde nll run --data digits --n 100 --rtol 1e-3       quick""",
     "bench": """  scoresde bench run --data digits
-  scoresde bench run --data digits --solvers Heun,DDIM,RK4 --nfe 5,10,20 --out bench""",
+  scoresde bench run --data digits --solvers Heun,DDIM,RK4 --nfe 5,10,20 --out bench
+  scoresde bench run --data digits --solvers DPMSolverPP,UniPC --grids log_snr,uniform,karras --samples 200""",
 }
 
 _SHOWN = {"train": ("sde", "net"), "sample": ("solver",), "nll": ("solver",), "bench": ("solver",)}
@@ -137,10 +138,22 @@ OPTIONS: dict[str, _Options] = {
     "bench": (
         *_RUN,
         *_DATA,
-        ("--solvers", {"metavar": "A,B", "help": "classes with commas between (seven of them, and dopri5 at three tolerances)"}),
+        ("--solvers", {"metavar": "A,B", "help": "classes with commas between, or auto (eight, and dopri5 at three tolerances)"}),
         ("--nfe", {"default": "5,10,20,50,100", "metavar": "N,N", "help": "network calls a sample (5,10,20,50,100)"}),
-        ("--n", {"type": int, "metavar": "N", "help": "samples of each solver (as many as the test set has, at most 1000)"}),
-        ("--out", {"metavar": "FOLDER", "help": "for the figure and the tables (bench in the folder of the run)"}),
+        ("--grids", {"metavar": "A,B", "help": "own, uniform, quadratic, karras, log_snr: each solver on each (own)"}),
+        ("--samples", {"type": int, "metavar": "N", "help": "of each solver (as many as the test set has, at most 1000)"}),
+        ("--n", {"type": int, "metavar": "N", "help": "the same as --samples"}),
+        ("--paths", {"type": int, "metavar": "N", "help": "samples compared with the converged ODE (at most 1000; 0: none, quicker)"}),
+        (
+            "--features",
+            {
+                "choices": ["auto", "on", "off"],
+                "default": "auto",
+                "help": "train a classifier; compare in its features too (auto: images with labels)",
+            },
+        ),
+        ("--out", {"metavar": "FOLDER", "help": "for figures, tables and finished rows (bench in the folder of the run)"}),
+        ("--overwrite", {"action": "store_true", "help": "drop the finished rows of other settings in FOLDER"}),
         *_SEED,
         *_BATCH,
         *_MODEL,

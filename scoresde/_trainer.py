@@ -203,7 +203,7 @@ class Trainer:
         state = {f"{key}.{name}": value for name, p in self.parameters.items() for key, value in moments[p].items()}
         tensors = {"model": self.model.state_dict(), "ema": self.averaged.state_dict(), "optimizer": state}
         config = {"model": checkpoint.describe(self.model), "training": self.description()}
-        checkpoint.write(root, tensors, config, self.step)
+        checkpoint.write(root, *checkpoint.with_reference(self.model, tensors, config), self.step)
 
     def restore(self, root: Path) -> None:
         """Goes on from the last checkpoint. Raises CheckpointMismatch."""

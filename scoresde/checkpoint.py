@@ -32,11 +32,13 @@ from .errors import (
 )
 from .model import NetworkModel, ScoreModel
 from .parameterization import Parameterization
+from .recipe import Recipe
+from .reference import GaussianReference
 from .sde import SDE
 from .transform import Transform
 
 FORMAT = 1
-_TENSOR_FILES = ("model", "ema", "optimizer")
+_TENSOR_FILES = ("model", "ema", "optimizer", "reference")
 _PARAMETERIZATIONS = ("x0", "eps", "score", "v", "edm")
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 _MAX_SIZE = 100_000  # of anything in a network's arguments
@@ -66,7 +68,9 @@ def save(model: ScoreModel, path: str | os.PathLike[str]) -> None:
     root = Path(path).absolute()
     with _files.lock(root):
         _files.remove_temporaries(root)
-        write(root, {"model": model.state_dict()}, {"model": describe(model)})
+        write(root, *with_reference(model, {"model": model.state_dict()}, {"model": describe(model)}))
+    for recipe in model.recipes.values():
+        recipe.save(root)
 
 
 def load(
@@ -96,6 +100,7 @@ def load(
         ConfigError: a class of your own was saved, and none was given.
     """
     found = read(path, ["ema", "model"] if ema else ["model"], first=True)
+    reference = _reference(found)
     (weights,) = found.tensors.values()
     saved = found.config["model"]
     if model is None:
@@ -103,7 +108,45 @@ def load(
     check_same(saved, describe(model), found.path)
     check_weights(weights, model.state_dict(), found.path)
     model.load_state_dict(weights)
+    if reference is not None:
+        model.reference = reference
+    model.recipes = {**model.recipes, **_recipes(Path(path), model)}
     return model.eval()
+
+
+def _recipes(root: Path, model: ScoreModel) -> dict[int, Recipe]:
+    """The recipes beside a checkpoint that were made for this model; a damaged one is passed over, with a warning."""
+    found = {}
+    for file in sorted(root.glob("recipe-*.json")):
+        try:
+            recipe = Recipe.load(file)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; it is passed over, tune makes a new one", stacklevel=3)
+            continue
+        if not recipe.mismatch(model):
+            found[recipe.nfe] = recipe
+    return found
+
+
+def with_reference(
+    model: ScoreModel, tensors: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any]
+) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+    """What ``write`` takes, and the model's Gaussian reference with it, if it has one of its own."""
+    r = model.reference
+    if r is None or r.exact:
+        return dict(tensors), dict(config)
+    return {**tensors, "reference": r.tensors()}, {**config, "reference": {"kind": r.kind, "width": r.width}}
+
+
+def _reference(found: Checkpoint) -> GaussianReference | None:
+    """Takes the Gaussian reference out of what was read."""
+    tensors: Any = found.tensors.pop("reference", None)  # type: ignore[arg-type]
+    if tensors is None:
+        return None
+    try:
+        return GaussianReference(**tensors, **found.config["reference"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointMismatch(f"{found.path}: its reference cannot be made: {error}") from error
 
 
 # ---- what a model is, as JSON
@@ -279,7 +322,7 @@ def read(
     Args:
         path: the folder, or one checkpoint in it.
         names: the tensors to read.
-        first: read the first of ``names`` that is there, not all of them.
+        first: read the first of ``names`` that is there, not all of them, and the Gaussian reference.
         training: pass over checkpoints of a model alone.
 
     Raises:
@@ -329,7 +372,8 @@ def _read_checkpoint(folder: Path, names: Sequence[str], first: bool) -> Checkpo
         raise CheckpointCorrupt(f"{path}: {problem}, in {os.path.getsize(path)} bytes, expected bytes that `save` wrote")
     there = [name for name in names if f"{name}.safetensors" in config["files"]]
     tensors = {}
-    for name in there[:1] if first else there:
+    extra = ["reference"] if "reference.safetensors" in config["files"] and first else []
+    for name in [*there[:1], *extra] if first else there:
         file, entry = folder / f"{name}.safetensors", config["files"][f"{name}.safetensors"]
         tensors[name] = _files.decode_tensors(file, _files.read_verified(file, entry["bytes"], entry["sha256"]))
     return Checkpoint(folder, config, tensors)
@@ -344,6 +388,9 @@ def _problem(config: Mapping[str, Any]) -> str:
     for entry in files.values():
         if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
             return "files are without bytes and sha256"
+    reference = config.get("reference")
+    if ("reference.safetensors" in files) != isinstance(reference, dict) or set(reference or ()) - {"kind", "width"}:
+        return "reference is not an object with kind and width"
     if not isinstance(model, dict) or not isinstance(model.get("class"), str) or model.get("dtype") not in _DTYPES:
         return "model is without class or dtype"
     shape = model.get("event_shape")

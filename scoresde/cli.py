@@ -25,11 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _classes, _demo, checkpoint, frontier, likelihood, plot, train
+from . import _classes, _demo, checkpoint, likelihood, plot, train
 from . import data as datasets
+from . import grid as grids
 from ._options import COMMANDS, OPTIONS, make_parser
 from ._tensor import check_positive_int
 from .errors import ConfigError, ScoreSDEError
+from .features import fit_features
+from .frontier import SOLVERS, format_table, frontier, without_nan
 from .model import NetworkModel, ScoreModel, count_evaluations
 from .sampling import default_batch_size, sample
 
@@ -146,7 +149,7 @@ def _run_sample(a: Any) -> None:
     if path.suffix in PICTURES and not (shape == (2,) or len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
         raise ConfigError(f"--out {a.out}: samples of shape {shape} cannot be drawn; write arrays, --out {path.stem}.npz")
     ids = torch.arange(check_positive_int(a.n, "n"))[rank::world]
-    cond = {} if a.label is None else {"label": _labels(a.label, a.n, model)[ids]}
+    cond: dict[str, Any] = {} if a.label is None else {"label": _labels(a.label, a.n, model)[ids]}
     start = time.perf_counter()
     with count_evaluations(model) as calls:
         x = sample(
@@ -207,10 +210,10 @@ def _run_nll(a: Any) -> None:
     result |= {"sde": repr(model.sde), "run": a.run, "data": a.data, "split": a.split, "samples": len(x)}
     result["seconds"] = round(time.perf_counter() - start, 2)
     figures = [(key, f"{value:.6g}" if isinstance(value, float) else str(value)) for key, value in result.items()]
-    print(f"{frontier.format_table(('quantity', 'value'), figures)}\n\n{line} (mean and standard error over {len(x)} samples)")
+    print(f"{format_table(('quantity', 'value'), figures)}\n\n{line} (mean and standard error over {len(x)} samples)")
     if a.out is not None:
         Path(a.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(a.out).write_text(json.dumps(frontier.without_nan(result), indent=2) + "\n")
+        Path(a.out).write_text(json.dumps(without_nan(result), indent=2) + "\n")
         print(f"written to {a.out}")
 
 
@@ -219,30 +222,64 @@ def _run_bench(a: Any) -> None:
         budgets = [int(part) for part in a.nfe.split(",")]
     except ValueError:
         raise ConfigError(f"--nfe {a.nfe}: expected integers, 5,10,20 for instance") from None
-    solvers = None if a.solvers is None else [_classes.make("solver", name.strip(), {}) for name in a.solvers.split(",")]
+    solvers = list(SOLVERS) if a.solvers is None else [_solver_of(name.strip()) for name in a.solvers.split(",")]
+    spaced = None if a.grids is None else {name.strip(): _grid_of(name.strip()) for name in a.grids.split(",")}
     data = datasets.load(a.data)
     model = _load(a, data)
     if not len(data.test):
         raise ConfigError(f"{a.data} has no test samples to compare with")
-    n = min(len(data.test), len(data.train) // 2, 1000) if a.n is None else check_positive_int(a.n, "n")
+    if a.n is not None and a.samples is not None:
+        raise ConfigError("--n and --samples are the same: give one of them")
+    n = a.samples if a.n is None else a.n
+    n = min(len(data.test), len(data.train) // 2, 1000) if n is None else check_positive_int(n, "samples")
     cond: dict[str, Any] = {}
     if data.test_labels is not None and _classes_of(model):
         cond["label"] = data.test_labels[torch.arange(n) % len(data.test_labels)]
-    result = frontier.bench(
-        model,
-        data.test,
-        pool=data.train,
-        solvers=solvers,
-        nfe=budgets,
-        n=n,
-        seed=a.seed,
-        transform=data.transform,
-        batch_size=a.batch_size,
-        progress=a.progress,
-        **cond,
-    )
     folder = Path(a.run) / "bench" if a.out is None else Path(a.out)
-    print(f"{result.table()}\n\nin {folder}: {', '.join(_demo.write_bench(result, folder))}")
+    rows = folder / "rows.jsonl"
+    if a.overwrite:
+        rows.unlink(missing_ok=True)
+    wanted = data.labels is not None and len(data.event_shape) == 3 if a.features == "auto" else a.features == "on"
+    features = fit_features(data, seed=a.seed, progress=a.progress).to(model.device) if wanted else None
+    try:
+        result = frontier(
+            model,
+            data.test,
+            pool=data.train,
+            solvers=solvers,
+            nfe=budgets,
+            grids=spaced,
+            samples=n,
+            seed=a.seed,
+            features=features,
+            transform=data.transform,
+            paths=a.paths,
+            batch_size=a.batch_size,
+            out=rows,
+            progress=a.progress,
+            **cond,
+        )
+    except ConfigError as error:
+        if str(rows) in str(error):
+            raise ConfigError(f"{error}: --overwrite replaces it, --out FOLDER puts this one elsewhere") from error
+        raise
+    print(f"{result.table()}\n\n{_demo.recommendations(result, budgets)}")
+    print(f"in {folder}: {', '.join(_demo.write_bench(result, folder))}, and rows.jsonl, from which the same command goes on")
+
+
+def _solver_of(name: str) -> Any:
+    """A solver by its class; "auto" is left to sample."""
+    return name if name == "auto" else _classes.make("solver", name, {})
+
+
+def _grid_of(name: str) -> Any:
+    """A function of scoresde.grid by name; "own" is the solver's own."""
+    names = ("uniform", "quadratic", "karras", "log_snr")
+    if name == "own":
+        return None
+    if name not in names:
+        raise ConfigError(f"--grids {name}: expected own, {', '.join(names)}{_classes.did_you_mean(name, names)}")
+    return getattr(grids, name)
 
 
 # ---- parts

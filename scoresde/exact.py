@@ -18,6 +18,7 @@ from ._tensor import check_data, check_positive, check_positive_int
 from .errors import ConfigError, NonFiniteError, ShapeError
 from .model import ScoreModel
 from .noise import STEP, TARGET, Noise, check_ids, check_seed
+from .reference import GaussianReference
 from .sde import SDE
 
 CHUNK = 1 << 20  # numbers in a (samples, components, dimensions) array
@@ -148,6 +149,15 @@ class GaussianMixture(nn.Module):
             eps = (r[..., None] * sigma * d).flatten(1) @ rotation.mT
         return x0, eps
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean (*event) and covariance (D, D), float64: m = sum w m_k, C = sum w (C_k + (m_k - m)(m_k - m)^T)."""
+        w, means = self.log_weights.double().exp(), self.means.double().flatten(1)
+        w = w / w.sum()
+        m = w @ means
+        r, c = means - m, self._variances.double()
+        within = (w @ c).diag() if self._basis is None else ((B := self._basis.double()) * (w[:, None] * c)[:, None] @ B.mT).sum(0)
+        return m.view(self.event_shape), r.mT @ (w[:, None] * r) + within
+
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n samples (n, *event) in the dtype of the means; sample i is a function of (seed, i)."""
         if n != 0:
@@ -240,13 +250,15 @@ class ExactModel(ScoreModel):
 
     Args:
         target: a ``GaussianMixture``, or any module with ``event_shape``, ``posterior(x, alpha, sigma)`` and
-            ``log_prob_at(x, alpha, sigma)``.
+            ``log_prob_at(x, alpha, sigma)``; with ``moments()`` the model has an exact ``reference`` too.
         sde: the diffusion.
     """
 
     def __init__(self, target: GaussianMixture, sde: SDE) -> None:
         super().__init__(sde, target.event_shape)
         self.target = target
+        if hasattr(target, "moments"):
+            self.reference = GaussianReference.of_moments(*target.moments(), exact=True)
 
     def predict(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor]:
         level = self.sde.level(t, x)

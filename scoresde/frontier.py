@@ -1,58 +1,52 @@
-"""Quality against compute: any solvers at any budgets of network calls, judged against real samples.
+r"""The frontier of quality against network calls: any solver, on any grid, at any budget, with the noise floor and what to fix.
 
-``bench`` draws the same number of samples with every solver and budget, from the same noise, and measures their sliced
-Wasserstein distance to a reference set. Next to it stands what real samples get: the noise floor, below which nothing can be told.
+``frontier`` draws the same number of samples with every solver, from the same noise, and judges them. Two kinds of figures:
+
+- distances between sets of samples (sliced Wasserstein, energy, ...): to real or exact samples. They hold everything that is wrong,
+  and none goes below its noise floor, what real samples get.
+- pathwise errors, for deterministic solvers: the distance |x - x*| of each sample to where the model's own probability-flow ODE
+  leads from the same noise, converged. They hold what the solver does wrong alone, and have no floor.
+
+What is wrong with samples comes apart as score error + prior error + truncation error + discretization error; see
+``Frontier.decomposition``. Only the last is the solver's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import dataclasses
-import io
-import json
-import math
 import os
 import sys
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import grid, plot
+from ._frontier_report import Frontier, Recommendation
+from ._frontier_rows import Row, digest, format_table, label_of, without_nan
+from ._frontier_run import Setting, make_jobs
+from ._frontier_store import Store
+from ._frontier_work import Samples, Work
 from ._tensor import check_data, check_positive_int
 from .adapters import TorchDiffEq
-from .errors import ConfigError, ScoreSDEError, SolverError
-from .metrics import NoiseFloor, noise_floor, sliced_wasserstein
-from .model import ScoreModel, count_evaluations
+from .errors import ConfigError
+from .features import features_name
+from .grid import default_end, uniform
+from .model import ScoreModel
+from .multistep import DPMSolverPP, UniPC
 from .noise import check_seed
-from .sampling import _check_model, default_batch_size, sample
-from .solvers import (
-    DDIM,
-    Ancestral,
-    Euler,
-    EulerMaruyama,
-    Heun,
-    Langevin,
-    PredictorCorrector,
-    ReverseDiffusion,
-    Solver,
-    check_solver,
-)
+from .sampling import _check_model, default_batch_size
+from .solvers import DDIM, Ancestral, Euler, EulerMaruyama, Heun, Langevin, PredictorCorrector, ReverseDiffusion, Solver
 from .transform import Transform
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = ["NFE", "SOLVERS", "Frontier", "Recommendation", "Row", "format_table", "frontier", "label_of", "without_nan"]
 
-NFE = (5, 10, 20, 50, 100)
+NFE = (5, 8, 10, 15, 20, 35, 50, 100)
 SOLVERS: tuple[Solver, ...] = (
     Euler(),
     DDIM(),
     Heun(),
+    DPMSolverPP(),
+    UniPC(),
     EulerMaruyama(),
     Ancestral(),
     PredictorCorrector(ReverseDiffusion(), Langevin()),
@@ -61,264 +55,135 @@ SOLVERS: tuple[Solver, ...] = (
     TorchDiffEq(rtol=1e-3, atol=1e-3),
 )
 
-
-@dataclass(frozen=True)
-class Row:
-    """One solver at one budget.
-
-    Attributes:
-        sde, solver: their reprs, from which they can be made again.
-        label: short name of the solver, without the tolerances of an adaptive one.
-        grid: the time grid, or "adaptive".
-        steps: number of steps; None for a solver that chooses its own.
-        budget: network calls that were allowed for a sample; None for a solver that chooses its own steps.
-        nfe: network calls a sample, counted.
-        seconds: wall time for all samples.
-        seconds_per_call: wall time of one network call on one batch, with the solver's own work.
-        quality: sliced Wasserstein distance to the reference; NaN if the solve failed.
-        message: why it failed, or "".
-    """
-
-    sde: str
-    solver: str
-    label: str
-    grid: str
-    steps: int | None
-    budget: int | None
-    nfe: float
-    seconds: float
-    seconds_per_call: float
-    quality: float
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What ``bench`` measured.
-
-    Attributes:
-        rows: one a solver and budget.
-        floor: the distance of real samples to the reference; None if there was no pool to take them from.
-        settings: all that decides the figures, for a report.
-    """
-
-    rows: tuple[Row, ...]
-    floor: NoiseFloor | None
-    settings: dict[str, Any]
-
-    def table(self) -> str:
-        """The rows as text, for a terminal."""
-        header = ("SDE", "solver", "steps", "NFE", "seconds", "ms/call", "quality", "x floor")
-        floor = math.nan if self.floor is None else self.floor.mean
-        body = []
-        for r in self.rows:
-            steps = "adaptive" if r.steps is None else str(r.steps)
-            figures = (f"{r.seconds:.2f}", f"{1e3 * r.seconds_per_call:.2f}", f"{r.quality:.4f}", f"{r.quality / floor:.2f}")
-            body.append((r.sde.split("(")[0], name_of(r), steps, f"{r.nfe:.4g}", *figures))
-        lines = [format_table(header, body), "", self.explain()]
-        lines += [f"{name_of(r)}, budget {r.budget}: {r.message}" for r in self.rows if r.message]
-        return "\n".join(lines)
-
-    def explain(self) -> str:
-        """One sentence: what quality means here, and its noise floor."""
-        s = self.settings
-        text = f"quality: sliced Wasserstein distance of {s['n']} samples to {s['reference']} reference samples, smaller is better"
-        if self.floor is None:
-            return text + "; no pool of real samples was given, so the noise floor is not known"
-        return text + f"; {s['n']} real samples get {self.floor.mean:.4f} +- {self.floor.std:.4f} (the noise floor)"
-
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Writes the rows, under comment lines (# key = value) with the settings: ``pandas.read_csv(path, comment="#")``."""
-        text = io.StringIO()
-        floor = dataclasses.asdict(self.floor) if self.floor else {"mean": math.nan, "std": math.nan}
-        for key, value in self.settings.items():
-            text.write(f"# {key} = {value}\n")
-        writer = csv.writer(text, lineterminator="\n")
-        fixed = {"floor_mean": floor["mean"], "floor_std": floor["std"], "n": self.settings["n"], "seed": self.settings["seed"]}
-        writer.writerow([*(f.name for f in dataclasses.fields(Row)), *fixed])
-        for row in self.rows:
-            values = ("" if v is None else v for v in dataclasses.astuple(row))
-            writer.writerow([*values, *fixed.values()])
-        _write(path, text.getvalue())
-
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Writes rows, floor and settings; what is not a number is null."""
-        content = {
-            "settings": self.settings,
-            "floor": dataclasses.asdict(self.floor) if self.floor else None,
-            "rows": [dataclasses.asdict(row) for row in self.rows],
-        }
-        _write(path, json.dumps(without_nan(content), indent=2) + "\n")
-
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Quality against network calls, one line a solver, with the noise floor; see ``scoresde.plot.frontier``."""
-        lines: dict[str, list[tuple[float, float]]] = {}
-        for row in self.rows:
-            lines.setdefault(row.label, []).append((row.nfe, row.quality))
-        floor = None if self.floor is None else (self.floor.mean, self.floor.std)
-        s = self.settings
-        title = f"{s['sde'].split('(')[0]}, {s['n']} samples against {s['reference']} of the reference"
-        return plot.frontier(lines, floor, path, title=title, ylabel="sliced Wasserstein distance to the reference")
-
-
-def bench(
+def frontier(
     model: ScoreModel,
-    reference: Tensor,
+    reference: Tensor | None = None,
     *,
-    pool: Tensor | None = None,
-    solvers: Iterable[Solver] | None = None,
+    solvers: Iterable[Any] | Mapping[str, Any] | None = None,
     nfe: Sequence[int] = NFE,
-    n: int | None = None,
+    samples: int | None = None,
     seed: int = 0,
+    grids: Iterable[Any] | Mapping[str, Any] | None = None,
+    pool: Tensor | None = None,
+    features: Callable[[Tensor], Tensor] | None = None,
     transform: Transform | None = None,
+    paths: int | None = None,
+    converged: Any = None,
+    t_end: float | None = None,
     projections: int = 128,
+    resamples: int = 200,
     splits: int = 10,
     batch_size: int | None = None,
+    out: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **cond: Any,
-) -> Bench:
-    """Samples with every solver at every budget of network calls, and measures the distance to a reference set.
+) -> Frontier:
+    """Samples with every solver, on every grid, at every budget of network calls, and measures what comes out.
 
-    A solver takes as many steps as its budget allows; what a step costs is learned by counting. A solver that chooses its own
-    steps (an adaptive one: its ``default_steps`` is 1) runs once, whatever the budgets: give several, with several tolerances.
+    A solver takes as many steps as its budget allows; what they cost is learned by counting. A solver that chooses its own steps (an
+    adaptive one: its ``default_steps`` is 1) runs once, whatever the budgets: give several, with several tolerances. All rows start
+    from the same noise, and each is a function of its own solver, grid and budget and of the settings: not of other rows. A row that
+    fails holds the reason.
 
-    Distances are taken in model space. Integer levels, which model samples are not, are dequantized first (uniform noise within
-    each bin, as in training), reference and pool alike; so real samples and a perfect model's have the same distribution, and
-    nothing of a sample is rounded away. The noise floor is the distance between the reference and n real samples of the pool, mean
-    and standard deviation over random choices of n: exactly what n samples of a perfect model would get. A model may fall below it
-    by chance, or by copying the reference, which therefore must not be in the training data.
+    Exact models (with a ``target``) are judged by fresh samples of p at t_end unless a reference is given: pathwise errors, sliced
+    Wasserstein and energy distance, mean log p and occupancy of modes. Others by real samples: pathwise errors, sliced Wasserstein and
+    energy distance, mean discrepancy, and Frechet distance, precision and recall in ``features``.
+
+    Distances are taken in model space; integer levels are dequantized first (uniform noise within each bin, as in training), so
+    that real samples and a perfect model's have the same distribution. A model may fall below the noise floor by chance, or by
+    copying the reference, which therefore must not be in the training data.
 
     Args:
         model: a ScoreModel.
         reference: real samples, held out of training (M, *event_shape): levels (with ``transform``) or model-space floats.
-        pool: other real samples for the noise floor, of the same kind, at least 2 n; the training data will do.
-        solvers: instances; None: Euler, DDIM, Heun, EulerMaruyama, Ancestral, reverse diffusion with Langevin, dopri5.
+        solvers: instances, (solver, grid) pairs, "auto", or a dict of them by label; None: ``SOLVERS``, eleven well-known ones.
         nfe: budgets, network calls a sample.
-        n: samples of each; None: as many as the reference has, at most 1,000 and half of the pool.
-        seed: of noise, dequantization and projections; the noise is the same for all.
-        transform: of integer levels.
-        projections: directions of the distance.
-        splits: choices of n of the pool.
+        samples: of each row; None: as many as the reference has, at most 1,000 and half of the pool; 2,000 without a reference.
+        seed: of all noise and of resampling; the noise is the same for all.
+        grids: functions (sde, n, start=None, end=None) -> times to cross the solvers with, or a dict of them by name; None among
+            them, or instead of them, is the solver's own grid, or the SDE's.
+        pool: other real samples of the same kind, at least 2 ``samples``, for the noise floors; the training data will do.
+        features: samples (B, *event) in model space -> (B, F); ``scoresde.features.fit_features`` trains one.
+        transform: of integer levels; None: that of the model.
+        paths: samples of each row that are compared with the converged ODE; None: at most 1,000; 0: no pathwise errors and no parts.
+        converged: the solver of those; None: dopri8 at 1e-10 in float64 for an exact model, dopri5 at 1e-5 for others.
+        t_end: where to stop; None: the SDE's t_end.
+        projections: directions of the sliced Wasserstein distance.
+        resamples: of bootstrap intervals.
+        splits: sets of real samples for each noise floor.
         batch_size: as for ``sample``.
+        out: file of JSON lines that finished rows are added to, and read from by a later call with the same settings.
         progress: show a progress bar.
-        **cond: for the network; a tensor with first dimension n is per sample.
+        **cond: for the network; a tensor with first dimension ``samples`` is per sample.
 
     Raises:
-        ConfigError: arguments that make no sense, levels without a transform.
+        ConfigError: arguments that make no sense, no reference for a model that is not exact, levels without a transform, a file of
+            other settings.
         ShapeError, DTypeError, NonFiniteError: a wrong reference or pool.
     """
     _check_model(model)
-    solvers = list(SOLVERS if solvers is None else solvers)
-    for solver in solvers:
-        check_solver(solver)
-    budgets = [check_positive_int(budget, "nfe") for budget in nfe]
-    if not solvers or not budgets:
-        raise ConfigError(f"{len(solvers)} solvers and {len(budgets)} budgets: give at least one of each")
     check_seed(seed)
-    real = _model_space(reference, transform, model, seed, "reference")
-    n = check_positive_int(_default_n(real, pool) if n is None else n, "n")
-    floor = None
-    if pool is not None:
-        if len(pool) < 2 * n:
-            raise ConfigError(f"n = {n} and a pool of {len(pool)}: expected a pool of at least 2 n, to choose n from many times")
-        exact = _model_space(pool, transform, model, seed + 1, "pool")
-        floor = noise_floor(exact, n, splits, projections, seed, reference=real)
+    target = getattr(model, "target", None)
+    target = target if hasattr(target, "log_prob_at") and hasattr(target, "sample") else None
+    if reference is None and target is None:
+        raise ConfigError("no reference was given, and the model is not exact: give real samples that were held out of training")
+    if transform is None and isinstance(reference, Tensor) and not reference.is_floating_point():
+        transform = getattr(model, "transform", None)
+    end = default_end(model.sde) if t_end is None else t_end
+    budgets = [check_positive_int(budget, "nfe") for budget in nfe]
+    jobs = make_jobs(model.sde, SOLVERS if solvers is None else solvers, grids, budgets)
+    real = None if reference is None else _model_space(reference, transform, model, seed, "reference")
+    exact_pool = None if pool is None else _model_space(pool, transform, model, seed + 1, "pool")
+    if samples is None:
+        samples = 2000 if real is None else max(1, min(len(real), 1000, len(real) if pool is None else len(pool) // 2))
+    n = check_positive_int(samples, "samples")
+    if exact_pool is not None and len(exact_pool) < 2 * n:
+        raise ConfigError(f"samples = {n} and a pool of {len(exact_pool)}: expected a pool of at least twice that, to choose from")
+    count = min(n, 1000) if paths is None else (0 if paths == 0 else min(check_positive_int(paths, "paths"), n))
     size = default_batch_size(model.event_shape) if batch_size is None else check_positive_int(batch_size, "batch_size")
-    jobs: list[tuple[Solver, int | None]] = []
-    for solver in solvers:
-        jobs += [(solver, None)] if _chooses_steps(solver) else [(solver, budget) for budget in budgets]
-    rows, costs = [], {}
-    with _bar(progress, len(jobs)) as bar:
-        for solver, budget in jobs:
-            bar(label_of(solver))
-            key = type(solver).__name__ if budget is None else repr(solver)
-            if key not in costs:  # for an adaptive solver just to warm up: the first call imports and allocates
-                costs[key] = _cost(model, solver, seed, cond)
-            steps, message = _steps(budget, *costs[key])
-            rows.append(_run(model, solver, budget, steps, message, real, n, seed, size, projections, cond))
+    setting = Setting(model, n, seed, float(end), size, cond)
+    uniform(model.sde, 1, end=setting.t_end)  # checks it
+    data = Samples(setting, real, exact_pool, target, check_positive_int(splits, "splits"))
+    if converged is None and count:
+        converged = TorchDiffEq("dopri8", 1e-10, 1e-10) if target is not None else TorchDiffEq("dopri5", 1e-5, 1e-5)
     settings = {
-        "model": type(model).__name__,
+        "model": f"{type(model).__name__} {digest(model)}",
         "sde": repr(model.sde),
         "event_shape": list(model.event_shape),
-        "n": n,
-        "reference": len(real),
-        "pool": None if pool is None else len(pool),
+        "samples": n,
+        "reference": len(data.reference),
+        "reference_digest": digest(data.reference),
+        "pool": None if exact_pool is None else f"{len(exact_pool)} {digest(exact_pool)}",
         "transform": None if transform is None else repr(transform),
-        "distance": f"sliced Wasserstein-2, {projections} projections",
-        "splits": splits,
+        "features": features_name(features),
         "seed": seed,
-        "t_end": grid.default_end(model.sde),
+        "t_end": setting.t_end,
+        "paths": count,
+        "converged": repr(converged) if count else "none",
+        "projections": check_positive_int(projections, "projections"),
+        "resamples": check_positive_int(resamples, "resamples"),
+        "splits": splits,
+        "cond": {name: digest(value) for name, value in cond.items()},
         "batch_size": size,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "machine": {"threads": torch.get_num_threads(), "torch": torch.__version__},
     }
-    return Bench(tuple(rows), floor, settings)
-
-
-def _run(
-    model: ScoreModel,
-    solver: Solver,
-    budget: int | None,
-    steps: int | None,
-    message: str,
-    real: Tensor,
-    n: int,
-    seed: int,
-    size: int,
-    projections: int,
-    cond: dict[str, Any],
-) -> Row:
-    """One solver at one budget; a message means that it cannot run at all."""
-    x, start = None, time.perf_counter()
-    with count_evaluations(model) as calls:
-        try:
-            x = None if message else sample(model, n, solver=solver, steps=steps, seed=seed, batch_size=size, **cond)
-        except ScoreSDEError as error:  # a result too: this solver cannot do it in so few steps
-            message = str(error)
-    seconds = time.perf_counter() - start
-    return Row(
-        sde=repr(model.sde),
-        solver=repr(solver),
-        label=label_of(solver),
-        grid="adaptive" if budget is None else model.sde.default_grid,
-        steps=steps,
-        budget=budget,
-        nfe=calls.forward / -(-n // size),
-        seconds=seconds,
-        seconds_per_call=seconds / calls.forward if calls.forward else math.nan,
-        quality=math.nan if x is None else sliced_wasserstein(x.cpu(), real, projections, seed),
-        message=message,
-    )
-
-
-def _steps(budget: int | None, first: int, more: int) -> tuple[int | None, str]:
-    """The steps that a budget allows, and why there are none."""
-    if budget is None:
-        return None, ""
-    if budget < first:
-        return 0, f"one step takes {first} network calls, more than {budget}"
-    return 1 + (budget - first) // more, ""
-
-
-def _cost(model: ScoreModel, solver: Solver, seed: int, cond: dict[str, Any]) -> tuple[int, int]:
-    """Network calls of the first step and of each step after it, counted on one sample."""
-    one: dict[str, Any] = {name: v[:1] if isinstance(v, Tensor) and v.ndim else v for name, v in cond.items()}
-    counts = []
-    for steps in (1, 2):
-        with count_evaluations(model) as calls, contextlib.suppress(SolverError):  # overflowing states cost calls all the same
-            sample(model, 1, solver=solver, steps=steps, seed=seed, batch_size=1, **one)
-        counts.append(max(calls.forward, 1))
-    return counts[0], max(counts[1] - counts[0], 1)
-
-
-def _chooses_steps(solver: Solver) -> bool:
-    return getattr(solver, "default_steps", Solver.default_steps) == 1
-
-
-def _default_n(real: Tensor, pool: Tensor | None) -> int:
-    return max(1, min(len(real), 1000, len(real) if pool is None else len(pool) // 2))
+    store = Store(out, settings)
+    work = Work(setting, data, target, features, projections, resamples, count, converged, store)
+    rows = []
+    with _bar(progress, len(jobs)) as bar:
+        for job in jobs:
+            key = digest(job.solver, job.label, job.grid_name, job.grid, job.budget)
+            bar(f"{job.label} {job.grid_name} {job.budget or ''}")
+            if key not in store.rows:
+                row = work.row(job)
+                store.add(key=key, row=row.to_json())
+                store.rows[key] = row
+            rows.append(store.rows[key])
+        floors, parts, own_error = work.summary()
+    settings["converged_error"] = own_error
+    return Frontier(tuple(rows), floors, parts, settings, tuple(jobs), model.sde)
 
 
 def _model_space(x: Tensor, transform: Transform | None, model: ScoreModel, seed: int, name: str) -> Tensor:
@@ -326,42 +191,6 @@ def _model_space(x: Tensor, transform: Transform | None, model: ScoreModel, seed
     if transform is None:
         return check_data(x, model.event_shape, name).detach().cpu().double()
     return check_data(transform.dequantize(x.cpu(), seed % (1 << 64), dtype=torch.float64), model.event_shape, name)
-
-
-def label_of(solver: Any) -> str:
-    """Class name and the arguments that are not the default; those that say how exact an adaptive solver is are left out.
-
-    A solver made of others alone is known by them: "ReverseDiffusion + Langevin".
-    """
-    if not dataclasses.is_dataclass(solver):
-        return type(solver).__name__
-    hidden = ("rtol", "atol", "max_nfe") if _chooses_steps(solver) else ()  # type: ignore[arg-type]
-    parts, others = [], []
-    for f in dataclasses.fields(solver):
-        value = getattr(solver, f.name)
-        if f.init and f.name not in hidden:
-            if isinstance(value, Solver):
-                others.append(label_of(value))
-            elif value != f.default or (f.name == "method"):
-                parts.append(str(value) if f.name == "method" else f"{f.name}={value}")
-    name = " + ".join(others) or type(solver).__name__
-    return f"{name}({', '.join(parts)})" if parts else name
-
-
-def name_of(row: Row) -> str:
-    """The label, with the tolerance of an adaptive solver."""
-    if row.budget is None and "rtol=" in row.solver and row.label.endswith(")"):
-        return f"{row.label[:-1]}, rtol={row.solver.partition('rtol=')[2].partition(',')[0].rstrip(')')})"
-    return row.label
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first two flush left, the others flush right; "nan" is shown as a dash."""
-    cells = [list(header), *([("-" if c == "nan" else c) for c in row] for row in rows)]
-    widths = [max(len(row[j]) for row in cells) for j in range(len(header))]
-    cells.insert(1, ["-" * w for w in widths])
-    aligned = ([c.ljust(w) if j < 2 else c.rjust(w) for j, (c, w) in enumerate(zip(row, widths, strict=True))] for row in cells)
-    return "\n".join("  ".join(row).rstrip() for row in aligned)
 
 
 class _bar:
@@ -375,7 +204,7 @@ class _bar:
 
             self.bar = tqdm(
                 total=total,
-                desc="bench",
+                desc="frontier",
                 unit="solve",
                 leave=False,
                 dynamic_ncols=True,
@@ -394,17 +223,3 @@ class _bar:
     def __exit__(self, *_: Any) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def without_nan(value: Any) -> Any:
-    """NaN and infinity, which JSON does not have, as None."""
-    if isinstance(value, dict):
-        return {key: without_nan(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [without_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: str | os.PathLike[str], text: str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text)

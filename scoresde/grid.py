@@ -6,6 +6,7 @@ Any decreasing tensor that you build is as good: ``sample(model, times=...)``. A
 
 from __future__ import annotations
 
+import math
 import sys
 
 import torch
@@ -72,6 +73,24 @@ def log_snr(sde: SDE, n: int, start: float | None = None, end: float | None = No
     ends = sde.log_snr(torch.tensor([start, end], dtype=torch.float64))
     u = torch.linspace(0, 1, check_positive_int(n, "steps") + 1, dtype=torch.float64)
     return _pin(sde.time_of_log_snr(ends[0] * (1 - u) + ends[1] * u), start, end)
+
+
+def logistic(
+    sde: SDE, n: int, start: float | None = None, end: float | None = None, center: float = 0.4, width: float = 1.5
+) -> Tensor:
+    """Equal steps in w = u/(1 + u), u = (s/center)^(1/width), s = sigma/alpha: a logistic function of the log-SNR.
+
+    Steps are shortest in log s around ``center``, where samples settle for a mode, and grow towards both ends. A large width tends
+    to ``log_snr``.
+    """
+    start, end = _ends(sde, start, end)
+    check_positive(center, "center")
+    check_positive(width, "width")
+    logit = (-0.5 * sde.log_snr(torch.tensor([start, end], dtype=torch.float64)) - math.log(center)) / width
+    w, one_less_w = logit.sigmoid(), (-logit).sigmoid()  # 1 - w without cancellation
+    u = torch.linspace(0, 1, check_positive_int(n, "steps") + 1, dtype=torch.float64)
+    logit = (w[0] * (1 - u) + w[1] * u).log() - (one_less_w[0] * (1 - u) + one_less_w[1] * u).log()
+    return _pin(sde.time_of_log_snr(-2 * (width * logit + math.log(center))), start, end)
 
 
 def default(sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:

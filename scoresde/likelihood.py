@@ -12,14 +12,16 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._tensor import check_data, check_positive_int, per_sample_rms
+from ._tensor import check_data, check_positive_int, expand, per_sample_rms
 from .adapters import TorchDiffEq
+from .adaptive import angular_velocity
 from .errors import ConfigError, ScaleError
 from .model import ScoreModel, check_same_kind, count_evaluations, inference
 from .noise import PROBE, Noise, check_ids, check_seed
@@ -102,13 +104,13 @@ def log_prob(
     Args:
         model: a ScoreModel.
         x: model-space floats (B, *event_shape), of the dtype and device of the model.
-        solver: ``TorchDiffEq``, or ``Euler``, ``Heun``, ``RK4`` with ``steps`` on the SDE's default grid.
+        solver: ``TorchDiffEq``, ``AdaptiveODE``, or ``Euler``, ``Heun``, ``RK4`` with ``steps`` on the SDE's default grid.
         divergence: "hutchinson" (unbiased, one vjp a probe) or "exact" (D vjps).
         probes: probes of the Hutchinson estimate; two or more give a standard error.
         prior: None for N(0, prior_std^2 I), or a function x -> log p (B,), log p at t_max of an exact model for instance.
         seed, ids: the probes of sample i are a function of (seed, ids[i]); ids None is 0..B-1.
-        batch_size: samples solved at once; None: a function of the event shape. A batch shares its step sizes when the solver is
-            adaptive, so log p depends on batch mates within the tolerance.
+        batch_size: samples solved at once; None: a function of the event shape. With ``TorchDiffEq`` a batch shares its step sizes,
+            so log p depends on batch mates within the tolerance; with ``AdaptiveODE`` it does not.
         check_scale: refuse x far outside the range of the model's transform.
         progress: show a progress bar.
         **cond: for the network; a tensor with first dimension B is per sample.
@@ -117,7 +119,7 @@ def log_prob(
         DTypeError, ShapeError, NonFiniteError, DeviceError: a wrong x (integers above all: use ``bits_per_dim``).
         ScaleError: x far outside the range of the model's transform.
         ConfigError: a wrong argument.
-        SolverError: a failed solve.
+        SolverError: a failed solve. ``AdaptiveODE`` fails for single samples: log p is NaN for these, and a warning names them.
     """
     _check_model(model)
     check_data(x, model.event_shape)
@@ -144,9 +146,12 @@ def log_prob(
                 parts.append(_log_prob_batch(bound, x[start : start + size], solver, levels, noise, divergence, probes))
                 advance()
         latent, delta, std_error = (torch.cat(column) for column in zip(*parts, strict=True))
-        log_p = (model.sde.prior_log_prob(latent) if prior is None else prior(latent)).double()
+        failed = ~latent.flatten(1).isfinite().all(1)  # by a per-sample solver; any other raises
+        known = latent.masked_fill(expand(failed, latent), 0.0)
+        log_p = (model.sde.prior_log_prob(known) if prior is None else prior(known)).double()
     if log_p.shape != delta.shape:
         raise ConfigError(f"prior answered shape {tuple(log_p.shape)}, expected log p of shape {tuple(delta.shape)}")
+    log_p, std_error = log_p.masked_fill(failed, math.nan), std_error.masked_fill(failed, math.nan)
     return LogProb(log_p + delta, log_p, delta, latent, std_error, calls.forward, calls.vjp)
 
 
@@ -158,7 +163,7 @@ def _log_prob_batch(
     flow = _Augmented(model, x, draws)
     traces = 1 if draws is None else probes
     y = torch.cat([x.flatten(1).double(), x.new_zeros((len(x), traces), dtype=torch.float64)], dim=1)
-    *_, (_, _, end) = solve(flow, solver, y, levels, noise)
+    *_, (_, _, end) = solve(flow, solver, y, levels, noise, keep_failed=True)
     latent, deltas = end[:, :-traces].to(x.dtype).view(x.shape), end[:, -traces:]
     if divergence == "exact":
         std_error = torch.zeros_like(deltas[:, 0])
@@ -177,9 +182,24 @@ class _Augmented:
         self.shape, self.dtype, self.dimensions = x.shape, x.dtype, x[0].numel()
 
     def velocity(self, y: Tensor, t: Level) -> Tensor:
+        return self._flow(self.model.velocity, y, t)
+
+    def angular(self, y: Tensor, t: Tensor) -> Tensor:
+        """The same for x/c and dx/dtheta (see ``adaptive``), t (B,); ``rescale`` goes there and back."""
+        return self._flow(partial(angular_velocity, self.model), y, t)
+
+    def rescale(self, y: Tensor, c: float) -> Tensor:
+        """(c x, log-densities + D log c)."""
+        D = self.dimensions
+        return torch.cat([c * y[:, :D], y[:, D:] + D * math.log(c)], dim=1)
+
+    def count_samples(self, ids: Iterable[int], n: Tensor) -> None:
+        self.model.count_samples(ids, n)
+
+    def _flow(self, velocity: Callable[..., Tensor], y: Tensor, t: Any) -> Tensor:
         with torch.enable_grad():
             x = y[:, : self.dimensions].to(self.dtype).view(self.shape).requires_grad_()
-            v = self.model.velocity(x, t)
+            v = velocity(x, t)
         if self.probes is None:
             traces = exact_divergence(v, x)[:, None]
             self.model.count_vjp(self.dimensions)
@@ -199,7 +219,7 @@ class _Augmented:
     def __getattr__(self, name: str) -> Any:
         raise ConfigError(
             f"this solver asks the model for {name!r}; log_prob needs one that integrates the velocity of the "
-            "probability-flow ODE: TorchDiffEq, Euler, Heun or RK4"
+            "probability-flow ODE: AdaptiveODE, TorchDiffEq, Euler, Heun or RK4"
         )
 
 

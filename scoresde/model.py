@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,6 +18,7 @@ from . import parameterization as parameterizations
 from ._tensor import affine, check_floating, check_shape, like
 from .errors import ConfigError, DeviceError, DTypeError, ShapeError
 from .parameterization import Parameterization
+from .reference import GaussianReference
 from .sde import SDE, Level, check_ends, check_range
 
 
@@ -39,6 +40,7 @@ class ScoreModel(nn.Module, ABC):
 
     sde: SDE
     event_shape: tuple[int, ...]
+    reference: GaussianReference | None = None  # mean and covariance of the data, for the solvers that work in its coordinates
     _own_denoise: Callable[..., Tensor]
     _own_predict: Callable[..., tuple[Tensor, Tensor]]
 
@@ -55,6 +57,7 @@ class ScoreModel(nn.Module, ABC):
             self.event_shape = ()
         if not self.event_shape or min(self.event_shape) < 1:
             raise ConfigError(f"event_shape = {event_shape!r}, expected positive integers, (1, 28, 28) for instance")
+        self.recipes: dict[int, Any] = {}  # by number of network calls: what ``tune`` found, for ``sample``
         self._calls: list[Calls] = []
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -123,6 +126,15 @@ class ScoreModel(nn.Module, ABC):
         """Tells those who count (``count_evaluations``) of n vector-Jacobian products through this model."""
         for calls in (getattr(self, "inner", self))._calls:
             calls.vjp += n
+
+    def count_samples(self, ids: Iterable[int], n: Tensor) -> None:
+        """Tells those who count of n (B,) evaluations for the samples with these ids; equal ids are one sample."""
+        listening = (getattr(self, "inner", self))._calls
+        if listening:  # to read n waits for the device
+            found = {int(i): int(count) for i, count in zip(ids, n.tolist(), strict=True)}
+            for calls in listening:
+                for i, count in found.items():
+                    calls.per_sample[i] = calls.per_sample.get(i, 0) + count
 
     def _explain(self, x: Tensor, error: Exception) -> None:
         """Turns a network's failure on a foreign dtype or device into the error that names both."""
@@ -228,6 +240,7 @@ class Conditioned(ScoreModel):
     def __init__(self, inner: ScoreModel, cond: dict[str, Any]) -> None:
         super().__init__(inner.sde, inner.event_shape)
         self.inner, self.cond = inner, cond
+        self.reference = inner.reference
 
     def predict(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor]:
         x0, eps, _ = self.inner._evaluate(x, t, self.cond, noise=True)
@@ -244,15 +257,20 @@ def slice_cond(cond: dict[str, Any], rows: Callable[[Tensor], Tensor], n: int) -
 
 @dataclass
 class Calls:
-    """Network calls: ``forward`` evaluations of the model, ``vjp`` vector-Jacobian products through one."""
+    """Network calls: ``forward`` evaluations of the model (of a batch), ``vjp`` vector-Jacobian products through one.
+
+    ``per_sample``: sample id -> evaluations that this sample needed, of solvers in which that differs (``AdaptiveODE``,
+    ``AdaptiveSDE``, ``Picard``); empty for all others. Solves with the same id add up.
+    """
 
     forward: int = 0
     vjp: int = 0
+    per_sample: dict[int, int] = field(default_factory=dict, repr=False)
 
 
 @contextmanager
 def count_evaluations(model: ScoreModel) -> Iterator[Calls]:
-    """Counts the calls of a model.
+    """Counts the calls of a model: of a batch in ``forward`` and ``vjp``, of each sample in ``per_sample`` where they differ.
 
     >>> import scoresde as sd
     >>> model = sd.ExactModel(sd.GaussianMixture(torch.zeros(1, 2), torch.ones(1)), sd.VPSDE())

@@ -13,7 +13,8 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ from .errors import ConfigError
 # Streams: what a draw is for. A solver may use any other integer below 2^63 for its own.
 PRIOR, STEP, PROBE, DEQUANTIZE, TARGET, TRAIN, PROJECTION = range(7)
 CORRECTOR = 1 << 32  # + i for the i-th corrector step at one time
+PATH = 1 << 62  # + the stream that follows a Brownian path: the key of its tree
 AHEAD = 16  # steps whose noise is moved to a GPU at once
+BROWNIAN_LEVELS = 28  # of the tree of ``Noise.brownian``: it knows W at multiples of 2^-28
 
 
 def check_seed(seed: int) -> int:
@@ -133,6 +136,29 @@ class Noise:
             self._moved[stream] = block, draws.to(self.device)
         return self._moved[stream][1][row]
 
+    def brownian(self, k: Tensor, step: int = 0) -> Tensor:
+        """W(k/2^L) of each sample's Brownian path on [0, 1], float64: k (B,) integers in [0, 2^L], L = BROWNIAN_LEVELS.
+
+        Levy's construction: W(s) = s z + sum over levels l < L of 2^(-l/2)/2 tent_l(s) z_(l, node), tent_l the tent of height 1 on
+        the interval of length 2^-l that s is in, its node. A path for each ``step``; every z is addressed by seed, id, step and
+        node, so the path is the same in whatever order and at however many points it is looked up, by sample, on any device (to the
+        rounding of its float32 logarithm and cosine). k may be on a GPU: it is not looked at by the host.
+        """
+        k = k.to(self.device)
+        L, numbers = BROWNIAN_LEVELS, len(self.ids) * math.prod(self.event_shape)
+        # k = odd 2^j is an end of intervals from level L - j on: their tents are 0 there
+        depth = max((L + 1 - int(n & -n).bit_length() for n in set(k.tolist()) if n), default=0) if k.device.type == "cpu" else L
+        column = k.view(-1, *[1] * len(self.event_shape))
+        w = (column.double() * 2.0**-L) * _tree_normals(self, torch.zeros_like(k)[None], step)[0]
+        size = max(1, (1 << 20) // max(numbers, 1))
+        for first in range(0, depth, size):
+            level = torch.arange(first, min(first + size, depth), device=k.device)
+            node = (1 << level[:, None]) + (k >> (L - level)[:, None])
+            inside = ((k << level[:, None]) & ((1 << L) - 1)).double() * 2.0**-L
+            height = (0.5 * (1 - (2 * inside - 1).abs())) * torch.exp2(-0.5 * level.double())[:, None]
+            w += torch.einsum("lb,lb...->b...", height, _tree_normals(self, node, step).double())
+        return w
+
     def at(self, step: int) -> StepNoise:
         """The draws of one step: a function of the stream alone, as solvers take it."""
         return StepNoise(self, step)
@@ -154,3 +180,124 @@ class StepNoise:
         on_cpu = torch.device(self.noise.device).type == "cpu"
         return (self.noise.normal if on_cpu else self.noise.ahead)(stream, self.step)
 
+    def brownian(self, k: Tensor) -> Tensor:
+        """``Noise.brownian`` of this step's own path."""
+        return self.noise.brownian(k, self.step)
+
+
+@dataclass(frozen=True)
+class BrownianPath:
+    """Noise for the steps of a solve along one Brownian path a sample, the same path for any times: common random numbers.
+
+    W runs over a clock, from W(0) = 0 to W(length), with independent increments N(0, s - t) for every number of a sample. The draw
+    of a step from t to s is z = (W(s) - W(t))/sqrt(s - t), a standard normal. W is a function of (seed, sample id, stream) alone,
+    found by Levy's construction (a virtual Brownian tree): W halfway between two known values a and b, a distance h apart, is
+    (a + b)/2 + sqrt(h)/2 z, with z addressed by the node of the tree. It is known at multiples of 2^-20 of the length, to which
+    the clock is rounded. Streams from ``CORRECTOR`` on are no increments of a path: they are independent draws, as from ``noise``.
+
+    A draw costs about as much as 20 independent ones, less in short steps, which share the upper part of their trees.
+
+    Args:
+        noise: seed, ids, event shape, dtype and device of the draws.
+        clock: where in [0, length] the steps of the solve start and end, one more than there are steps.
+        length: of the whole clock.
+
+    Raises:
+        ConfigError: two times of the clock that are next to each other are closer than the resolution, or outside [0, length].
+    """
+
+    noise: Noise
+    clock: list[float]
+    length: float
+    _at: list[int] = field(init=False, repr=False, compare=False)
+    _trees: dict[int, list[Any]] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    LEVELS: ClassVar[int] = 20
+
+    def __post_init__(self) -> None:
+        at = [round(c / self.length * (1 << self.LEVELS)) for c in self.clock]
+        if min(at) < 0 or max(at) > 1 << self.LEVELS:
+            raise ConfigError(f"a clock from {self.clock[0]:.6g} to {self.clock[-1]:.6g}, expected within [0, {self.length:.6g}]")
+        for i, (a, b) in enumerate(pairwise(at)):
+            if a == b:
+                raise ConfigError(
+                    f"step {i} is shorter than 2^-{self.LEVELS} of the Brownian path (log(alpha/sigma) over all of the SDE): "
+                    "take fewer steps, or independent noise"
+                )
+        object.__setattr__(self, "_at", at)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The sample ids of the rows."""
+        return self.noise.ids
+
+    def normal(self, stream: int, step: int = 0) -> Tensor:
+        """Draws that are no part of the path, the start x_T for instance: those of ``noise``."""
+        return self.noise.normal(stream, step)
+
+    def increment(self, i: int, stream: int = STEP) -> Tensor:
+        """W at the end of step i less W at its start, (B, *event), float64 on the CPU. Steps asked in order cost least."""
+        return self._w(self._at[i + 1], stream) - self._w(self._at[i], stream)
+
+    def draw(self, i: int, stream: int = STEP) -> Tensor:
+        """The increment of step i over its standard deviation, in the dtype and on the device of ``noise``."""
+        h = abs(self._at[i + 1] - self._at[i]) * self.length / (1 << self.LEVELS)
+        return (self.increment(i, stream) / math.sqrt(h)).to(device=self.noise.device, dtype=self.noise.dtype)
+
+    def at(self, step: int) -> PathNoise:
+        """The draws of one step: a function of the stream alone, as solvers take it."""
+        return PathNoise(self.noise, step, self)
+
+    def _w(self, k: int, stream: int) -> Tensor:
+        """W at the clock time k 2^-LEVELS length, by bisection from the smallest known interval around it."""
+        here = replace(self.noise, dtype=torch.float64, device="cpu") if stream not in self._trees else self._trees[stream][0]
+        if stream not in self._trees:
+            end = math.sqrt(self.length) * here.normal(PATH + stream, 0)
+            self._trees[stream] = [here, (0, 1 << self.LEVELS, torch.zeros_like(end), end, 1)]
+        tree = self._trees[stream]
+        while len(tree) > 2 and not tree[-1][0] <= k <= tree[-1][1]:
+            tree.pop()
+        low, high, a, b, node = tree[-1]
+        while low < k < high:
+            middle = (low + high) // 2
+            std = 0.5 * math.sqrt((high - low) * self.length / (1 << self.LEVELS))
+            w = torch.add(a, b).mul_(0.5).add_(here.normal(PATH + stream, node), alpha=std)
+            low, high, a, b, node = (low, middle, a, w, 2 * node) if k <= middle else (middle, high, w, b, 2 * node + 1)
+            tree.append((low, high, a, b, node))
+        return a if k == low else b
+
+
+@dataclass(frozen=True)
+class PathNoise(StepNoise):
+    """``noise(stream)`` of a step along a ``BrownianPath``."""
+
+    path: BrownianPath
+
+    def __call__(self, stream: int = STEP) -> Tensor:
+        return self.path.draw(self.step, stream) if stream < CORRECTOR else StepNoise.__call__(self, stream)
+
+
+def _philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32 bits each, on any device."""
+    a, b, c, d = counter
+    mask = (1 << 32) - 1
+    for i in range(10):
+        k0, k1 = (key[0] + i * 0x9E3779B9) & mask, (key[1] + i * 0xBB67AE85) & mask
+        low, high = a * 0xD2511F53, c * 0xCD9E8D57  # the lower 64 bits, whatever the sign
+        a, b, c, d = (high >> 32) & mask ^ b ^ k0, high & mask, (low >> 32) & mask ^ d ^ k1, low & mask
+    return [a, b, c, d]
+
+
+def _tree_normals(noise: Noise, node: Tensor, step: int) -> Tensor:
+    """Standard normal draws (N, B, *event), float32, for nodes (N, B) below 2^32 of each sample's tree."""
+    numbers, device = math.prod(noise.event_shape), node.device
+    ids = torch.from_numpy(noise.ids).to(device)
+    position = torch.arange(-(-numbers // 4), device=device)
+    shape = (*node.shape, len(position))
+    counter = [position, node[..., None], (ids & 0xFFFFFFFF)[:, None], ((ids >> 32) | step << 8)[:, None]]
+    words = _philox([c.expand(shape) for c in counter], (noise.seed & 0xFFFFFFFF, noise.seed >> 32))
+    u = torch.stack(words[:2], -1).float().add_(0.5).mul_(2.0**-32)
+    angle = torch.stack(words[2:], -1).float().mul_(math.pi * 2.0**-31)
+    radius = u.log_().mul_(-2.0).clamp_min_(0.0).sqrt_()
+    values = torch.stack([angle.cos() * radius, angle.sin() * radius], -1).flatten(2)
+    return values[..., :numbers].reshape(*node.shape, *noise.event_shape)

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from . import _figures as figures
-from ._figures import COLORS, DPI, MARKERS, PathLike
+from ._curves import frontier as frontier  # a public name of this module
+from ._curves import spread as spread
+from ._figures import COLORS, DPI, PathLike
 from ._tensor import check_data, check_positive_int
 from .errors import ConfigError, DataError, ShapeError
 from .likelihood import log_prob
@@ -324,95 +326,3 @@ def loss(history: Any, path: PathLike | None = None) -> Figure:
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     return figures.save(figure, path)
-
-
-def frontier(
-    points: Mapping[str, Sequence[tuple[float, float]]],
-    floor: tuple[float, float] | None = None,
-    path: PathLike | None = None,
-    *,
-    title: str = "",
-    ylabel: str = "sliced Wasserstein distance to the test set",
-) -> Figure:
-    """Quality against network calls: one line a solver, labelled at its end, over the noise floor. Both axes are logarithmic.
-
-    Args:
-        points: {label: [(network calls, distance), ...]}; points that are not finite are left out.
-        floor: mean and standard deviation of the distance between exact samples and the reference; a band of two standard
-            deviations either side is shaded.
-        path: file to write.
-        title, ylabel: texts.
-
-    Raises:
-        DataError: no finite point.
-    """
-    lines = {}
-    for label, values in points.items():
-        finite = sorted((x, y) for x, y in values if math.isfinite(x) and math.isfinite(y) and x > 0 and y > 0)
-        if finite:
-            lines[label] = finite
-    if not lines:
-        raise DataError("no solver gave a finite point: there is nothing to draw")
-    figure = figures.new_figure(8.4, 5.0)
-    ax = figure.add_subplot()
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    every = [p for line in lines.values() for p in line]
-    left, right = min(p[0] for p in every), max(p[0] for p in every)
-    if floor is not None and math.isfinite(floor[0]):
-        mean, std = floor
-        ax.axhspan(max(mean - 2 * std, mean / 100), mean + 2 * std, color="#999999", alpha=0.35, linewidth=0, zorder=0)
-        ax.axhline(mean, color="#777777", linewidth=0.8, linestyle="--", zorder=1)
-        note: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "color": "#444444", "va": "top"}
-        ax.annotate("noise floor (real samples)", (left, mean), (0, -4), **note)
-    order = sorted(lines, key=lambda label: -lines[label][-1][1])
-    styles = {label: (COLORS[i % len(COLORS)], MARKERS[(i + i // len(COLORS)) % len(MARKERS)]) for i, label in enumerate(lines)}
-    for label, line in lines.items():
-        color, marker = styles[label]
-        x, y = zip(*line, strict=True)
-        ax.plot(x, y, color=color, marker=marker, markersize=6, linewidth=1.6, zorder=3)
-    margin = (right / left) ** 0.06 if right > left else 1.2
-    ax.set_xlim(left / margin, right * margin)
-    ax.set_xlabel("network calls a sample (NFE, counted)")
-    ax.set_ylabel(ylabel)
-    ax.set_title(title, fontsize=11)
-    ax.grid(True, which="both", color="#ececec", linewidth=0.6)
-    ax.spines[["top", "right"]].set_visible(False)
-    lowest, top = min(p[1] for p in every), max(p[1] for p in every)
-    if top > 60 * lowest:  # a solver that fails at few steps must not squeeze all others: its line leaves at the top
-        ax.set_ylim(None, 60 * lowest)
-    figures.plain_ticks(ax)
-    # labels stand outside, at the height of the line's end or as near as its neighbours let it
-    low, high = (math.log(v) for v in ax.get_ylim())
-    wanted = [min((math.log(lines[label][-1][1]) - low) / (high - low), 1.0) for label in order]
-    for label, height in zip(order, spread(wanted, 0.052), strict=True):
-        ax.annotate(
-            label,
-            lines[label][-1],
-            xytext=(1.05, height),
-            textcoords="axes fraction",
-            color=styles[label][0],
-            fontsize=9,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": styles[label][0], "linewidth": 0.7, "relpos": (0, 0.5), "shrinkB": 4},
-        )
-    return figures.save(figure, path)
-
-
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Moves falling heights in [0, 1] apart to at least ``gap``, each run of labels that touch centred where they would be.
-
-    The labels keep their order; a run that leaves [0, 1] is pushed back in as far as there is room.
-    """
-    runs: list[list[float]] = []  # [mean of the wanted centre, number]
-    for height in heights:
-        runs.append([height, 1])
-        while len(runs) > 1 and runs[-2][0] - runs[-1][0] < gap * (runs[-2][1] + runs[-1][1]) / 2:
-            (a, m), (b, n) = runs[-2], runs[-1]
-            runs[-2:] = [[(a * m + b * n) / (m + n), m + n]]
-    placed = [centre + gap * ((n - 1) / 2 - k) for centre, n in runs for k in range(int(n))]
-    for i in range(len(placed)):  # from the top down, then from the bottom up
-        placed[i] = min(placed[i], 1.0 - gap * i)
-    for i in range(len(placed) - 1, -1, -1):
-        placed[i] = max(placed[i], gap * (len(placed) - 1 - i))
-    return placed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,10 +15,13 @@ from . import grid
 from ._tensor import check_data, check_positive_int
 from .errors import ConfigError, NonFiniteError, ShapeError, SolverError, TimeRangeError
 from .model import Conditioned, ScoreModel, check_same_kind, inference, slice_cond
-from .noise import PRIOR, Noise, check_ids, check_seed
+from .multistep import UniPC
+from .noise import PRIOR, BrownianPath, Noise, check_ids, check_seed
+from .reference_solver import ReferenceSolver
 from .sde import SDE, Level
-from .solvers import Heun, Solver, check_solver
+from .solvers import Solver, check_solver
 
+AUTO_STEPS = 20  # network calls of solver="auto" when not told how many
 CHECK_EVERY = 16  # steps between two looks for non-finite states: each look waits for the device
 
 
@@ -24,13 +29,14 @@ def sample(
     model: ScoreModel,
     n: int | None = None,
     *,
-    solver: Solver = Heun(),  # noqa: B008 (frozen)
+    solver: Solver | str = "auto",
     steps: int | None = None,
     times: Tensor | Iterable[float] | None = None,
     t_end: float | None = None,
     x_init: Tensor | None = None,
     ids: Iterable[int] | Tensor | None = None,
     seed: int = 0,
+    noise: str = "independent",
     denoise: bool = False,
     batch_size: int | None = None,
     progress: bool = False,
@@ -44,13 +50,19 @@ def sample(
     Args:
         model: a ScoreModel.
         n: number of samples; None: as many as x_init has.
-        solver: ``Heun()``, ``EulerMaruyama()``, ``TorchDiffEq("dopri5")``, ...
-        steps: number of steps, on the SDE's default grid. Neither steps nor times: the solver's own, 50 for most.
+        solver: ``Heun()``, ``EulerMaruyama()``, ``TorchDiffEq("dopri5")``, ...; "auto": the best deterministic solver for ``steps``
+            network calls that is known for this model: its recipe (see ``tune``) if it has one for this number, else
+            ``ReferenceSolver()`` for a model with a Gaussian reference, else ``UniPC``.
+        steps: number of steps, on the solver's grid or the SDE's default one. Neither steps nor times: the solver's own number, 50
+            for most, 20 for "auto".
         times: decreasing times, the first where x_init (or noise) is, the last where to stop; instead of steps.
         t_end: where to stop; None: the SDE's t_end.
         x_init: states at times[0] (B, *event_shape); None: N(0, sigma(times[0])^2 I).
         ids: sample ids, 0..n-1 by default.
         seed: integer in [0, 2^64).
+        noise: "independent" draws, addressed by the number of the step; or "path": the increments of one Brownian path a sample
+            over log(alpha/sigma), the same path for any steps, times and t_end, so that results at several step counts differ by
+            their discretization alone (see ``scoresde.noise.BrownianPath``).
         denoise: at the end, replace x by E[x_0 | x] (Tweedie's formula, one more call).
         batch_size: samples computed at once; None: a function of the event shape, good on a CPU (more is faster on a GPU).
         progress: show a progress bar.
@@ -64,10 +76,11 @@ def sample(
         SolverError: non-finite states, with step range, time range and sample ids.
     """
     _check_model(model)
-    check_solver(solver)
     n, x_init = _check_start(model, n, x_init)
-    plan = make_times(model.sde, solver, steps, times, t_end)
+    method, steps = bind_solver(solver, model, steps, times, t_end)
+    plan = make_times(model.sde, method, steps, times, t_end)
     check_seed(seed)
+    _check_noise(noise)
     id_array = check_ids(ids, n)
     dtype, device = (model.dtype, model.device) if x_init is None else (x_init.dtype, x_init.device)
     size = default_batch_size(model.event_shape) if batch_size is None else check_positive_int(batch_size, "batch_size")
@@ -79,11 +92,11 @@ def sample(
                 stop = min(start + size, n)
                 # the last batch is filled up with copies of its last sample: networks are not bit-stable across batch sizes
                 rows = np.minimum(np.arange(start, start + size), stop - 1)
-                noise = Noise(seed, id_array[rows], model.event_shape, dtype, device)
+                draws = _draws(noise, Noise(seed, id_array[rows], model.event_shape, dtype, device), model.sde, levels)
                 bound = _bind(model, cond, rows, n, device)
                 x = None if x_init is None else x_init[torch.from_numpy(rows).to(device)]
                 state = torch.empty(0)
-                for _, _, state in solve(bound, solver, x, levels, noise):  # noqa: B007
+                for _, _, state in solve(bound, method, x, levels, draws):  # noqa: B007
                     advance()
                 if denoise:
                     state = bound.denoise(state, levels[-1])
@@ -95,13 +108,14 @@ def trajectory(
     model: ScoreModel,
     n: int | None = None,
     *,
-    solver: Solver = Heun(),  # noqa: B008 (frozen)
+    solver: Solver | str = "auto",
     steps: int | None = None,
     times: Tensor | Iterable[float] | None = None,
     t_end: float | None = None,
     x_init: Tensor | None = None,
     ids: Iterable[int] | Tensor | None = None,
     seed: int = 0,
+    noise: str = "independent",
     **cond: Any,
 ) -> Iterator[tuple[int, float, Tensor, Tensor]]:
     """Yields (step, t, x, x0) from the start (step 0) to the end: the state at t and its denoised estimate E[x_0 | x_t].
@@ -109,17 +123,18 @@ def trajectory(
     Arguments and errors as for ``sample``; all n samples form one batch. x0 takes one call a step beyond those of the solver.
     """
     _check_model(model)
-    check_solver(solver)
     n, x_init = _check_start(model, n, x_init)
-    plan = make_times(model.sde, solver, steps, times, t_end)
+    method, steps = bind_solver(solver, model, steps, times, t_end)
+    plan = make_times(model.sde, method, steps, times, t_end)
     dtype, device = (model.dtype, model.device) if x_init is None else (x_init.dtype, x_init.device)
-    noise = Noise(check_seed(seed), check_ids(ids, n), model.event_shape, dtype, device)
+    _check_noise(noise)
     levels = model.sde.levels(plan)
+    draws = _draws(noise, Noise(check_seed(seed), check_ids(ids, n), model.event_shape, dtype, device), model.sde, levels)
     bound = _bind(model, cond, np.arange(n), n, device)
-    x = noise.normal(PRIOR) * levels[0].sigma if x_init is None else x_init.clone()  # a stage that is yielded is the user's
+    x = draws.normal(PRIOR) * levels[0].sigma if x_init is None else x_init.clone()  # a stage that is yielded is the user's
 
     def run() -> Iterator[tuple[int, float, Tensor, Tensor]]:
-        steps_done = solve(bound, solver, x, levels, noise)
+        steps_done = solve(bound, method, x, levels, draws)
         state, step, t = x, 0, levels[0]
         while True:
             with inference(model):
@@ -135,21 +150,37 @@ def trajectory(
 
 
 def solve(
-    model: Any, solver: Solver, x: Tensor | None, levels: list[Level], noise: Noise
+    model: Any, solver: Solver, x: Tensor | None, levels: list[Level], noise: Noise | BrownianPath, keep_failed: bool = False
 ) -> Iterator[tuple[int, Level, Tensor]]:
-    """The loop, written once: yields (step, time reached, state) after every step. x None starts from noise."""
+    """The loop, written once: yields (step, time reached, state) after every step. x None starts from noise.
+
+    ``keep_failed``: samples that a per-sample solver had to give up stay in the batch as NaN, with a warning at the end.
+    """
     if x is None:
         x = noise.normal(PRIOR) * levels[0].sigma
     state = solver.init(model, x, levels) if hasattr(solver, "init") else None
     last = len(levels) - 2
     checked = 0
+    keep_failed = keep_failed and getattr(solver, "per_sample", False)
     for i in range(last + 1):
         x, state = solver.step(model, x, levels[i], levels[i + 1], state, noise.at(i))
-        if i == last or (i + 1) % CHECK_EVERY == 0:
+        if i == last or ((i + 1) % CHECK_EVERY == 0 and not keep_failed):
             finite = torch.isfinite(x)
             if not bool(finite.all()):
                 bad = (~finite.flatten(1).all(1)).nonzero().flatten().tolist()
                 ids = list(dict.fromkeys(int(noise.ids[row]) for row in bad))
+                failures = getattr(state, "failures", {})
+                if failures:
+                    reasons = list(dict.fromkeys(f"id {noise.ids[row]}: {why}" for row, why in failures.items()))
+                    message = (
+                        f"{solver!r} failed for sample ids {ids[:8]}{'...' if len(ids) > 8 else ''} ({'; '.join(reasons[:4])}): "
+                        "loosen rtol and atol, raise max_nfe, or check the model at these times"
+                    )
+                    if not keep_failed:
+                        raise SolverError(message)
+                    warnings.warn(message + "; their results are NaN", stacklevel=2)
+                    yield i, levels[i + 1], x
+                    continue
                 raise SolverError(
                     f"{solver!r}: states are not finite in steps {checked} to {i}, t from {levels[checked]:.6g} to "
                     f"{levels[i + 1]:.6g}, for sample ids {ids[:8]}{'...' if len(ids) > 8 else ''}: "
@@ -157,6 +188,35 @@ def solve(
                 )
             checked = i + 1
         yield i, levels[i + 1], x
+
+
+def auto(model: ScoreModel, steps: int | None = None, times: Any = None, t_end: float | None = None) -> Solver:
+    """The best deterministic solver for ``steps`` network calls that is known for this model, without trying any."""
+    steps = AUTO_STEPS if steps is None else steps
+    recipe = model.recipes.get(steps) if times is None else None
+    if recipe is not None and not recipe.mismatch(model):
+        end = grid.default_end(model.sde) if t_end is None else t_end
+        if math.isclose(recipe.times[-1], end, rel_tol=1e-9):
+            return recipe
+    return UniPC(2 if steps < 10 else 3) if model.reference is None else ReferenceSolver()
+
+
+def bind_solver(
+    solver: Any, model: ScoreModel, steps: int | None = None, times: Any = None, t_end: float | None = None
+) -> tuple[Any, int | None]:
+    """A solver ready for a model, and its steps: one that needs to know the model has ``bind(model, steps)``.
+
+    "auto" is chosen here. steps are None, for ``bind`` too, where a user gave times.
+    """
+    if solver == "auto":
+        steps = AUTO_STEPS if steps is None and times is None else steps
+        solver = auto(model, steps, times, t_end)
+    check_solver(solver)
+    if not hasattr(solver, "bind"):
+        return solver, steps
+    if times is None and steps is None:
+        steps = getattr(solver, "default_steps", Solver.default_steps)
+    return solver.bind(model, check_positive_int(steps, "steps") if times is None else None), steps
 
 
 def make_times(
@@ -231,6 +291,19 @@ def _bind(model: ScoreModel, cond: dict[str, Any], rows: np.ndarray, n: int, dev
     return Conditioned(model, slice_cond(cond, lambda v: v[index.to(v.device)].to(device), n))
 
 
+def _check_noise(noise: Any) -> None:
+    if noise not in ("independent", "path"):
+        raise ConfigError(f"noise = {noise!r}, expected 'independent' or 'path'")
+
+
+def _draws(kind: str, noise: Noise, sde: SDE, levels: list[Level]) -> Noise | BrownianPath:
+    """The noise of a solve: as it is, or along a Brownian path over lam = log(alpha/sigma), from t_max on."""
+    if kind == "independent":
+        return noise
+    first, last, *lam = (math.log(t.alpha / t.sigma) for t in [*sde.levels([sde.t_max, sde.t_min]), *levels])
+    return BrownianPath(noise, [min(max(v - first, 0.0), last - first) for v in lam], last - first)
+
+
 class _progress:
     """A tqdm bar as a context manager that gives a function to advance it; nothing when not shown."""
 
@@ -242,7 +315,7 @@ class _progress:
             self.bar = tqdm(total=total, desc=what, leave=False)
 
     def __enter__(self) -> Any:
-        return self.bar.update if self.bar is not None else lambda: None
+        return self.bar.update if self.bar is not None else lambda amount=1: None
 
     def __exit__(self, *_: Any) -> None:
         if self.bar is not None:

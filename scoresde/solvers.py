@@ -33,10 +33,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from . import grid
 from ._tensor import affine, check_positive, check_positive_int, expand, per_sample_norm
 from .errors import ConfigError
 from .noise import CORRECTOR, STEP
-from .sde import Level
+from .sde import SDE, Level
 
 Draw = Callable[..., Tensor]
 
@@ -53,6 +54,21 @@ class Solver(ABC):
     @abstractmethod
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         """One step from x at t to x at s."""
+
+
+def _variance_grid(sde: SDE, n: int, start: float | None, end: float | None) -> Tensor:
+    """Equal steps in w = s/sqrt(c + s^2), s = sigma/alpha, c = 0.8^2: where ancestral sampling loses least variance.
+
+    For Gaussian data of variance c a step takes (1 - r)^2 c u/(c + u) from the variance of y = x/alpha, with u = s^2 and r the
+    ratio of its ends, and what follows shrinks that by (c/(c + u))^2. The sum over n steps is least for a density of steps
+    proportional to sqrt(u)/(c + u)^(3/2) in log u: equal steps in w. It is 4/n of c then, 20 % of the std at 10 steps.
+    """
+    times = grid.log_snr(sde, n, start, end)  # checks the arguments; its ends are kept
+    w = 1 / (1 + 0.64 * sde.log_snr(times[[0, -1]]).exp()).sqrt()
+    u = torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1]
+    w = w[0] * (1 - u) + w[1] * u
+    times[1:-1] = sde.time_of_log_snr(((1 - w) * (1 + w) / (0.64 * w**2)).log())
+    return times
 
 
 @dataclass(frozen=True)
@@ -132,6 +148,10 @@ class DDIM(Solver):
     def __post_init__(self) -> None:
         _check_eta(self.eta, 1.0)
 
+    def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
+        """``grid.logistic`` for eta = 0, the grid of ``Ancestral`` for others: both keep the std of the data at 10 steps."""
+        return grid.logistic(sde, n, start, end) if self.eta == 0 else _variance_grid(sde, n, start, end)
+
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         x0, eps = model.predict(x, t)
         if self.eta == 0:
@@ -148,6 +168,10 @@ class Ancestral(Solver):
 
     Mean r sigma_s^2/sigma_t^2 x + alpha_s b^2/sigma_t^2 x0, variance sigma_s^2 b^2/sigma_t^2. One call a step.
     """
+
+    def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
+        """Equal steps in s/sqrt(c + s^2), s = sigma/alpha: the least loss of variance for data of std 0.8, little from 0.3 to 1.2."""
+        return _variance_grid(sde, n, start, end)
 
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         r, b2 = transition(t, s)

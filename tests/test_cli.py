@@ -249,8 +249,8 @@ def test_points_have_nats(runs, tmp_path):
 
 
 def test_bench_writes_counted_network_calls(runs, tmp_path, capsys):
-    line = f"bench {{runs}}/digits --data digits --nfe 2,5 --n 50 --solvers Heun,DDIM,TorchSDE --out {tmp_path}/bench"
-    assert run(line, runs) == 0
+    line = f"bench {{runs}}/digits --data digits --nfe 2,5 --n 50 --solvers Heun,DDIM,TorchSDE --features off --out {tmp_path}/bench"
+    assert run(line + " --paths 8", runs) == 0
     lines = (tmp_path / "bench" / "steps_vs_quality.csv").read_text().splitlines()
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     model, digits = sd.load(runs / "digits"), sd.data.digits()
@@ -260,30 +260,56 @@ def test_bench_writes_counted_network_calls(runs, tmp_path, capsys):
         with sd.count_evaluations(model) as calls:
             x = sd.sample(model, 50, solver=eval(row["solver"], vars(sd)), steps=int(row["steps"]))
         counted.append(calls.forward)
-        assert float(row["quality"]) == pytest.approx(sd.metrics.sliced_wasserstein(x, test), rel=1e-6)
+        assert float(row["sliced_wasserstein"]) == pytest.approx(sd.metrics.sliced_wasserstein(x, test), rel=1e-6)
     assert [float(row["nfe"]) for row in rows] == counted == [2, 4, 2, 5, 2, 4]
+    assert float(rows[0]["median"]) > 0
+    assert rows[4]["median"] == "nan"  # TorchSDE draws noise: it has no path to follow
     assert (tmp_path / "bench" / "steps_vs_quality.png").stat().st_size > 10_000
+    assert (tmp_path / "bench" / "steps_vs_error.png").stat().st_size > 10_000
     text = capsys.readouterr().out
     assert "noise floor" in text
     assert "TorchSDE" in text
+    assert "  up to 2 network calls: " in text
+    before = (tmp_path / "bench" / "steps_vs_quality.json").read_text()
+    assert run(line + " --paths 8", runs) == 0  # nothing is left to do
+    assert (tmp_path / "bench" / "steps_vs_quality.json").read_text() == before
+    capsys.readouterr()
+    assert run(line + " --paths 4", runs) == 2
+    assert "paths was 8, now 4" in (said := capsys.readouterr().err)
+    assert "--overwrite replaces it" in said
+    assert run(line + " --paths 0 --overwrite --grids own,karras", runs) == 0
+    text = (tmp_path / "bench" / "steps_vs_quality.csv").read_text()
+    assert "DDIM(eta=0.0),DDIM,karras," in text
+
+
+def test_bench_in_features(runs, tmp_path, capsys):
+    line = f"bench {{runs}}/digits --data digits --nfe 3 --samples 40 --solvers DDIM --features on --paths 0 --out {tmp_path}/b"
+    assert run(line, runs) == 0
+    text = capsys.readouterr().out
+    assert "Frechet" in text
+    assert "features: FeatureExtractor(digits: 64 features" in text
 
 
 def test_bench_gives_labels_to_a_conditional_run(runs, monkeypatch):
     found = {}
 
-    def bench(model, reference, **arguments):
+    def frontier(model, reference, **arguments):
         found.update(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.frontier, "bench", bench)
+    monkeypatch.setattr(cli, "frontier", frontier)
+    monkeypatch.setattr(cli, "fit_features", lambda data, **_: torch.nn.Identity())
     assert run("bench {runs}/labels --data digits --n 299", runs) == 130
     labels = sd.data.digits().test_labels
     assert torch.equal(found["label"], torch.cat([labels, labels[:2]]))
-    assert (found["nfe"], found["n"]) == ([5, 10, 20, 50, 100], 299)
+    assert (found["nfe"], found["samples"]) == ([5, 10, 20, 50, 100], 299)
+    assert isinstance(found["features"], torch.nn.Identity)  # images with labels
     found.clear()
-    run("bench {runs}/digits --data digits", runs)
+    run("bench {runs}/digits --data digits --features off --solvers auto,Heun --grids own,log_snr", runs)
     assert "label" not in found
-    assert found["n"] == 297
+    assert (found["samples"], found["features"]) == (297, None)
+    assert found["solvers"] == ["auto", sd.Heun()]
+    assert found["grids"] == {"own": None, "log_snr": sd.grid.log_snr}
 
 
 # ---- classes of one's own
@@ -391,7 +417,9 @@ class Other: pass
         ("nll {runs}/digits --data digits --solver TorchDiffEq --solver.max_nfe 5 --n 2", 1, "max_nfe = 5"),
         ("bench {runs}/digits --data digits --nfe 5,ten", 2, "--nfe 5,ten: expected integers"),
         ("bench {runs}/digits --data digits --solvers Heun,Foo", 2, "'Foo' is unknown"),
-        ("bench {runs}/digits --data digits --n 1400", 2, "n = 1400 and a pool of 1500"),
+        ("bench {runs}/digits --data digits --n 1400 --features off", 2, "samples = 1400 and a pool of 1500"),
+        ("bench {runs}/digits --data digits --n 10 --samples 10", 2, "--n and --samples are the same"),
+        ("bench {runs}/digits --data digits --grids kerras", 2, "--grids kerras: expected own, uniform"),
         ("demo --minutes 0 --out {runs}/demo", 2, "minutes = 0.0"),
         ("demo --minutes", 2, "expected one argument"),
     ],
@@ -511,7 +539,7 @@ def test_the_demo_keeps_to_its_time():
 def test_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_demo, "BITS_SAMPLES", 8)
     monkeypatch.setattr(_demo, "plan", lambda *_: ((5, 10), 64))  # else it would find that there is no time left
-    monkeypatch.setattr(_demo.frontier, "SOLVERS", (sd.Euler(), sd.Heun(), sd.TorchDiffEq(rtol=1e-1, atol=1e-1)))
+    monkeypatch.setattr(_demo, "SOLVERS", (sd.Euler(), sd.Heun(), sd.TorchDiffEq(rtol=1e-1, atol=1e-1)))
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--minutes", "0.05"]) == 0
     captured = capsys.readouterr()

@@ -17,8 +17,9 @@ MODULES = {path.stem: ast.parse(path.read_text(), str(path)) for path in sorted(
 
 # One total order: a module imports from those before it only. Its own module and cli come after all of them.
 ORDER = """
-    errors _tensor _quadrature _files noise nets sde check parameterization model exact loss grid transform solvers adapters
-    sampling likelihood metrics data checkpoint _figures plot _batches _trainer train frontier _classes _options _demo cli
+    errors _tensor _quadrature _exponential _files noise nets sde check parameterization reference model exact loss grid transform solvers multistep reference_solver recipe stochastic adapters adaptive parallel
+    sampling _pilots _schemes tuning likelihood metrics data checkpoint _figures _curves plot _batches features _trainer train
+    _frontier_rows _frontier_run _frontier_judge _frontier_store _frontier_work _frontier_report frontier _classes _options _demo cli
 """.split()
 
 

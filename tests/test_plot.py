@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 import scoresde as sd
-from scoresde import _figures, plot
+from scoresde import _curves, _figures, plot
 from scoresde.errors import ConfigError, DataError, NonFiniteError, ShapeError, TimeRangeError
 from scoresde.model import ScoreModel
 from scoresde.train import History
@@ -277,6 +277,37 @@ def test_frontier_labels_do_not_overlap(tmp_path):
     assert all(min(b.x0, b.y0) >= 0 and b.x1 <= figure.bbox.x1 and b.y1 <= figure.bbox.y1 for b in boxes)
 
 
+def test_frontier_bands_front_levels_and_colours():
+    lines = {
+        "A, u": [(5, 0.5, 0.4, 0.6), (10, 0.2, 0.15, 0.3)],
+        "A, v": [(5, 0.4, 0.3, 0.5), (10, 0.3, 0.2, float("nan"))],
+        "B": [(4, 0.45, 0.44, 0.47)],
+    }
+    ax = plot.frontier(lines, (0.1, 0.01), levels={"score error": 0.15, "prior error": 1e-9}).axes[0]
+    (front,) = (line for line in ax.lines if "Pareto" in line.get_label())
+    assert list(zip(*front.get_data(), strict=True)) == [(4, 0.45), (5, 0.4), (10, 0.2)]
+    bands = [c for c in ax.collections if c.get_paths()]
+    corners = bands[0].get_paths()[0].vertices
+    assert {(x, round(y, 3)) for x, y in corners} >= {(5, 0.4), (5, 0.6), (10, 0.15), (10, 0.3)}
+    drawn = [line for line in ax.lines if line.get_marker() != "None"]
+    assert drawn[0].get_color() == drawn[1].get_color() != drawn[2].get_color()  # one solver on two grids
+    assert drawn[0].get_linestyle() != drawn[1].get_linestyle()
+    texts = [text.get_text() for text in ax.texts]
+    assert "score error" in texts
+    assert "prior error" not in texts  # far below: it would squeeze the lines
+    assert any(list(line.get_ydata()) == [0.15, 0.15] for line in ax.lines)
+    shares = plot.frontier({"A": [(5, 0.0, 0.0, 0.1), (10, 0.9, 0.8, 1.0)], "B": [(5, 0.5), (10, 0.7)]}, (0.9, 0.01), share=True).axes[0]
+    assert (shares.get_yscale(), shares.get_ylim()) == ("linear", (0.0, 1.04))
+    assert not any("Pareto" in line.get_label() for line in shares.lines)
+
+
+def test_frontier_shows_good_lines_though_one_fails():
+    lines = {"good": [(5, 1e-3), (50, 1e-8)], "better": [(5, 1e-4), (50, 1e-9)], "lost": [(5, 1e9), (50, 1e-2)]}
+    low, high = plot.frontier(lines).axes[0].get_ylim()
+    assert low < 1e-9
+    assert 1e-2 < high < 10
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
 @settings(max_examples=100, deadline=None)
 def test_spread_keeps_order_and_distance(heights):
@@ -293,7 +324,7 @@ def test_notebooks_show_the_figure():
     assert formatters.PNGFormatter()(plot.samples(torch.zeros(4, 2))).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("module", [plot, _figures])
+@pytest.mark.parametrize("module", [plot, _figures, _curves])
 def test_no_pyplot_and_no_matplotlib_on_import(module):
     tree = ast.parse(Path(module.__file__).read_text())
     everywhere = [name for node in ast.walk(tree) for name in _imported(node)]

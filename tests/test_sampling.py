@@ -153,7 +153,7 @@ def test_a_trajectory_ends_at_the_sample(solver):
     n, steps = 8, 5
     path = list(sd.trajectory(model, n, solver=solver, steps=steps, seed=3))
     assert [p[0] for p in path] == list(range(steps + 1))
-    assert [p[1] for p in path] == sd.grid.uniform(model.sde, steps).tolist()
+    assert [p[1] for p in path] == getattr(solver, "grid", sd.grid.uniform)(model.sde, steps).tolist()
     assert all(type(p[1]) is float for p in path)
     assert torch.equal(path[-1][2], sd.sample(model, n, solver=solver, steps=steps, seed=3, batch_size=n))
     noise = Noise(3, check_ids(None, n), (3,), torch.float64)
@@ -440,7 +440,8 @@ def test_non_finite_states_are_found_within_16_steps(solver, value):
     if not isinstance(solver, (sd.Euler, sd.Heun, sd.TorchDiffEq)):
         x_init, model.rows, bad = start, (lambda x: torch.arange(len(x)) == 2), [102]
     with pytest.raises(SolverError) as caught:
-        sd.sample(model, x_init=x_init, ids=range(100, 105), solver=solver, steps=steps, batch_size=8)
+        times = sd.grid.uniform(model.sde, steps)
+        sd.sample(model, x_init=x_init, ids=range(100, 105), solver=solver, times=times, batch_size=8)
     message = str(caught.value)
     first, last = map(int, re.search(r"steps (\d+) to (\d+)", message).groups())
     high, low = map(float, re.search(r"t from ([\d.e-]+) to ([\d.e-]+)", message).groups())

@@ -1,0 +1,161 @@
+"""Recipes: a solver with its time grid for a number of network calls, as ``tune`` finds them; JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _files, multistep, reference_solver
+from .errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, ConfigError
+from .reference import GaussianReference
+from .sde import SDE, Level
+from .solvers import Draw, Solver
+
+FORMAT = 1
+MOST = 1 << 26  # bytes of a file
+
+
+@dataclass(frozen=True)
+class Recipe(Solver):
+    """A solver on a grid of its own: ``sample(model, n, solver=recipe)`` makes ``nfe`` network calls.
+
+    Args:
+        solver: a solver, bound to the model when it is used.
+        times: decreasing, from t_max to where samples stop.
+        nfe: network calls a sample.
+        model: what it was made for: repr of the SDE, event shape, fingerprint of the Gaussian reference.
+        report: errors on pilot paths that the fit did not see, of the recipe and of the best untuned choice (``built_in``):
+            ``median_error`` and ``rms_error``, Euclidean distances at t_end to the model's own converged paths.
+
+    Raises:
+        ConfigError: times that do not decrease; in use, another number of steps, or a model of another SDE or shape.
+    """
+
+    solver: Solver
+    times: tuple[float, ...]
+    nfe: int
+    model: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    report: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    default_steps: int = field(init=False, repr=False, default=0)  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        t = self.times
+        if len(t) < 2 or not all(math.isfinite(a) and a > b for a, b in zip(t, t[1:], strict=False)):
+            raise ConfigError(f"times of a Recipe are {t[:4]}..., expected at least two decreasing numbers")
+        object.__setattr__(self, "default_steps", self.nfe)
+
+    def bind(self, model: Any, calls: int | None) -> Recipe:
+        """This recipe for a model. Raises ConfigError if it was made for another."""
+        if calls is None:
+            raise ConfigError("times and a recipe were given: a recipe has times of its own; leave times out")
+        if calls != self.nfe:
+            raise ConfigError(f"steps = {calls} for a recipe of {self.nfe} network calls: leave steps out, or tune(model, nfe={calls})")
+        wrong = self.mismatch(model)
+        if wrong:
+            raise ConfigError(f"this recipe was made for another model: {wrong}; tune(model, nfe={self.nfe}) makes one for yours")
+        binds = hasattr(self.solver, "bind")
+        return dataclasses.replace(self, solver=self.solver.bind(model, None)) if binds else self  # type: ignore[attr-defined]
+
+    def mismatch(self, model: Any) -> str:
+        """What differs between the model that this was made for and the given one; "" if nothing does."""
+        saved = self.model
+        if saved.get("sde", repr(model.sde)) != repr(model.sde):
+            return f"its SDE is {saved['sde']}, yours {model.sde!r}"
+        if list(saved.get("event_shape", model.event_shape)) != list(model.event_shape):
+            return f"its samples have shape {tuple(saved['event_shape'])}, yours {model.event_shape}"
+        own = getattr(self.solver, "reference", "none") is None  # it works in the coordinates of the model's reference
+        if own and (model.reference is None or model.reference.fingerprint() != saved.get("reference")):
+            return "its Gaussian reference is another one (the model was trained on other data since)"
+        return ""
+
+    def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
+        """The recipe's times. Raises ConfigError for another end."""
+        if end is not None and abs(end - self.times[-1]) > 1e-9 * self.times[-1]:
+            raise ConfigError(f"t_end = {end} for a recipe that stops at {self.times[-1]}: tune(model, nfe={self.nfe}, t_end={end})")
+        return torch.tensor(self.times, dtype=torch.float64)
+
+    def init(self, model: Any, x: Tensor, times: list[Level]) -> Any:
+        return self.solver.init(model, x, times)
+
+    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+        return self.solver.step(model, x, t, s, state, noise)
+
+    # ---- JSON
+
+    def to_json(self) -> str:
+        """The recipe as JSON; ``Recipe.from_json`` reads it."""
+        arguments = {f.name: getattr(self.solver, f.name) for f in dataclasses.fields(self.solver) if f.init}  # type: ignore[arg-type]
+        reference = arguments.get("reference")
+        if reference is not None:
+            tensors = {name: {"shape": list(v.shape), "values": v.flatten().tolist()} for name, v in reference.tensors().items()}
+            arguments["reference"] = {"kind": reference.kind, "width": reference.width, "tensors": tensors}
+        content = {
+            "format": FORMAT,
+            "solver": {"class": type(self.solver).__name__, "args": arguments},
+            "times": list(self.times),
+            "nfe": self.nfe,
+            "model": self.model,
+            "report": {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in self.report.items()},
+        }
+        return json.dumps(content, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "recipe") -> Recipe:
+        """A recipe from JSON. Solvers are scoresde's own, by name; nothing is imported. Raises CheckpointCorrupt, CheckpointMismatch."""
+        try:
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                raise CheckpointMismatch(f"{name}: format is {content['format']!r}, but {FORMAT} is what is read")
+            solver = _own(content["solver"]["class"], name)
+            arguments = {k: _tuples(v) if k == "weights" else v for k, v in content["solver"]["args"].items()}
+            reference = arguments.get("reference")
+            if reference is not None:
+                tensors: dict[str, Any] = {
+                    k: torch.tensor(v["values"], dtype=torch.float64).view(v["shape"]) for k, v in reference["tensors"].items()
+                }
+                arguments["reference"] = GaussianReference(**tensors, kind=reference["kind"], width=reference["width"])
+            times = tuple(float(t) for t in content["times"])
+            return cls(solver(**arguments), times, int(content["nfe"]), dict(content["model"]), dict(content["report"]))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
+            if isinstance(error, CheckpointMismatch):
+                raise
+            raise CheckpointCorrupt(f"{name}: no recipe that `Recipe.save` wrote: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes JSON to a file, or into a folder (of a checkpoint, say) as ``recipe-NFE.json``. Raises CheckpointWriteError."""
+        file = Path(path)
+        file = file / f"recipe-{self.nfe}.json" if file.suffix != ".json" else file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _files.write_text(file, self.to_json() + "\n")
+        return file
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Reads what ``save`` wrote. Raises CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch."""
+        file = Path(path)
+        if not file.is_file():
+            raise CheckpointNotFound(f"no recipe at {file.absolute()}: expected a JSON file that Recipe.save or tune wrote")
+        if file.stat().st_size > MOST:
+            raise CheckpointCorrupt(f"{file}: {file.stat().st_size} bytes, expected at most {MOST}")
+        return cls.from_json(file.read_text(errors="replace"), str(file))
+
+
+def _own(name: str, where: str) -> type:
+    """A solver class of scoresde's multistep modules, by its name."""
+    for module in (reference_solver, multistep):
+        cls = vars(module).get(name)
+        if isinstance(cls, type) and issubclass(cls, Solver) and cls.__module__ == module.__name__:
+            return cls
+    raise CheckpointMismatch(f"{where}: its solver is a {name!r}, which is none that recipes are made of")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,265 @@
+r"""Multistep solvers in the coordinates of a Gaussian reference: exact for Gaussian data, fast for what is near.
+
+In the coordinates z of ``scoresde.reference`` the probability-flow ODE is dz/dlam = F, and F = 0 for Gaussian data. Its time is
+
+.. math:: w = u/(1 + u), \qquad u = (s/s_c)^{1/width}, \qquad s = \sigma/\alpha
+
+(``grid.logistic``), in which paths bend evenly, so that polynomials in w fit F dlam/dw. Every method here is a plan of weights for
+the f_i = F(z_i, lam_i) dlam/dw, i = 0 .. N - 1: one network call a step, made once, used in all later steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import grid
+from ._exponential import exponential_weights
+from ._tensor import check_positive, check_positive_int
+from .errors import ConfigError
+from .reference import GaussianReference
+from .sde import SDE, Level
+from .solvers import Draw, Solver
+
+CENTER = 0.6  # s_c in units of the reference's scale
+FAR = 10.0  # noise over data, from which on F = 0 is as good as a network call
+
+
+class Coordinates(NamedTuple):
+    """What turns x at one level into z and back, in the dtype and on the device of x; numbers a coordinate, or floats.
+
+    f = to_f U^T (D - m) - z_to_f z is F dlam/dw, x = shift + U (to_x z) with shift = alpha m.
+    """
+
+    to_f: Any
+    z_to_f: Any
+    to_x: Any
+    shift: Tensor
+
+    @classmethod
+    def at(cls, t: Level, reference: GaussianReference, like: GaussianReference, slope: float) -> Coordinates:
+        """At level t: ``reference`` in float64, ``like`` the same in the dtype of x, slope = dlam/dw."""
+        c = reference.variance
+        v = c + (t.sigma / t.alpha) ** 2
+        rows = (slope / v.sqrt(), slope * c / v, t.alpha * v.sqrt())
+        to_f, z_to_f, to_x = (float(row) if row.ndim == 0 else row.to(like.variance) for row in rows)
+        return cls(to_f, z_to_f, to_x, t.alpha * like.mean)
+
+
+class Path(NamedTuple):
+    """The state of a solve: z of the predicted state, z of the last corrected one, and the f, newest first."""
+
+    i: int
+    z: Tensor
+    base: Tensor
+    history: tuple[Tensor, ...]
+    plan: Plan
+
+
+class Plan(NamedTuple):
+    """What is computed once a solve. Step i: base += correct[i] . f, then z = base + predict[i] . f, both newest first."""
+
+    reference: GaussianReference
+    coordinates: list[Coordinates]
+    correct: Sequence[Sequence[float]]
+    predict: Sequence[Sequence[float]]
+    free: bool
+    keep: int
+
+
+def start(reference: GaussianReference, x: Tensor, times: Sequence[Level], slopes: Sequence[float], **plan: Any) -> Path:
+    """The state before the first step."""
+    here = reference.to(x)
+    coordinates = [Coordinates.at(t, reference, here, slope) for t, slope in zip(times, slopes, strict=True)]
+    first = coordinates[0]
+    z = here.analyse(x - first.shift) / first.to_x
+    return Path(0, z, z, (), Plan(here, coordinates, **plan))
+
+
+def advance(model: Any, x: Tensor, t: Level, path: Path) -> tuple[Tensor, Path]:
+    """One step: a network call at the predicted state, the correction of that state, the prediction of the next one."""
+    i, z, base, history, plan = path
+    here = plan.coordinates[i]
+    if plan.free and i == 0:
+        f = torch.zeros_like(z)  # where noise hides the data, F = 0 and needs no call
+    else:
+        f = plan.reference.analyse(model.denoise(x, t) - plan.reference.mean) * here.to_f
+        f = f.sub_(z, alpha=here.z_to_f) if isinstance(here.z_to_f, float) else f.addcmul_(z, here.z_to_f, value=-1)
+    history = (f, *history[: plan.keep - 1])
+    for weight, g in zip(plan.correct[i], history, strict=False):
+        base = torch.add(base, g, alpha=weight)
+    z = base
+    for weight, g in zip(plan.predict[i], history, strict=False):
+        z = torch.add(z, g, alpha=weight)
+    there = plan.coordinates[i + 1]
+    x = plan.reference.synthesize(z * there.to_x) + there.shift
+    return x, Path(i + 1, z, base, history, plan)
+
+
+@dataclass(frozen=True)
+class ReferenceSolver(Solver):
+    """Predictor-corrector multistep method on dz/dw = F dlam/dw, in the coordinates of the model's Gaussian reference.
+
+    The predictor is Adams-Bashforth of order k in w, the corrector Adams-Moulton of order k + 1 that uses the call at the predicted
+    state again: one call a step, order k + 1 with the corrector, k without. Gaussian data take one step of any size, exactly.
+
+    ``sample(model, n, solver=ReferenceSolver(), steps=N)`` makes N network calls. Far from the data F = 0 is known without a call:
+    up to N = 50 where the reference is exact, and up to 10 where it is an estimate, the N calls serve N + 1 intervals (``free``).
+
+    Args:
+        order: k from 1 to 5 of the predictor; None: by the number of calls, 2 up to 12, 3 up to 29, 4 from 30.
+        corrector: whether to correct; None: from 7 calls on.
+        reference: None is the model's own, ``model.reference``.
+        width: of the grid; None is the reference's.
+        free: whether the first f is taken to be zero; None as said above. Only on the solver's own grid.
+
+    The state that ``trajectory`` shows is the predicted one. Times may be any, decreasing or increasing.
+
+    Raises:
+        ConfigError: an order outside 1..5, or a model without a reference.
+    """
+
+    order: int | None = None
+    corrector: bool | None = None
+    reference: GaussianReference | None = None
+    width: float | None = None
+    free: bool | None = None
+    default_steps: ClassVar[int] = 20
+
+    def __post_init__(self) -> None:
+        if self.order is not None and not 1 <= check_positive_int(self.order, "order") <= 5:
+            raise ConfigError(f"order = {self.order} of ReferenceSolver, expected 1 to 5")
+        if self.width is not None:
+            check_positive(self.width, "width")
+
+    def bind(self, model: Any, calls: int | None) -> ReferenceSolver:
+        """This solver for a model and a number of network calls; None for times that a user gave."""
+        reference = model_reference(model) if self.reference is None else self.reference
+        if reference.mean.shape != model.event_shape:
+            raise ConfigError(
+                f"the reference is of samples of shape {tuple(reference.mean.shape)}, the model's are {model.event_shape}: "
+                "fit one to the model's data, scoresde.GaussianReference.fit(data)"
+            )
+        free = self.free
+        if calls is None:
+            free = False
+        elif free is None:
+            first = model.sde.levels([model.sde.t_max])[0]
+            free = calls <= (50 if reference.exact else 10) and first.sigma > FAR * first.alpha * reference.scale
+        return dataclasses.replace(self, reference=reference, free=free, width=self.width or reference.width)
+
+    def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
+        """Equal steps in w: n + 1 times, and one more with a free node."""
+        reference = self._reference()
+        width = self.width or reference.width
+        return grid.logistic(sde, n + bool(self.free), start, end, CENTER * reference.scale, width)
+
+    def _reference(self) -> GaussianReference:
+        if self.reference is None:
+            raise ConfigError("ReferenceSolver has no reference yet: use it in sample(model, ...), or give reference=...")
+        return self.reference
+
+    def init(self, model: Any, x: Tensor, times: list[Level]) -> Path:
+        reference = self._reference()
+        width, free = self.width or reference.width, bool(self.free)
+        w = [warp(t, CENTER * reference.scale, width) for t in times]
+        calls = len(times) - 1 - free
+        k = self.order or (2 if calls <= 12 else 3 if calls < 30 else 4)
+        corrector = calls > 6 if self.corrector is None else self.corrector
+        correct, predict = adams_weights(w, k, k + 1 if corrector else 0)
+        slopes = [-width / (v * (1 - v)) for v in w]
+        return start(reference, x, times, slopes, correct=correct, predict=predict, free=free, keep=k + 1)
+
+    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Path, noise: Draw) -> tuple[Tensor, Path]:
+        return advance(model, x, t, state)
+
+
+def warp(t: Level, center: float, width: float) -> float:
+    """w = u/(1 + u), u = (s/center)^(1/width), s = sigma/alpha."""
+    return 1 / (1 + (center * t.alpha / t.sigma) ** (1 / width))
+
+
+def adams_weights(w: Sequence[float], k: int, corrector: int) -> tuple[list[list[float]], list[list[float]]]:
+    """Weights of Adams methods in w at each step, for the f newest first: (correct, predict).
+
+    predict[i] integrates the polynomial through the last k f from w_i to w_(i+1); correct[i] the one through the last ``corrector``
+    f, that at w_i among them, from w_(i-1) to w_i (0: none). While there are fewer, correct[i] makes up for the lower order of the
+    steps before: with it all f together are integrated from w_0 to w_i.
+    """
+    correct: list[list[float]] = []
+    predict: list[list[float]] = []
+    given: list[float] = []  # what the f, newest first, have been given of the way so far
+    for i, (here, there) in enumerate(pairwise(w)):
+        before = [v - here for v in w[max(i - max(k, corrector) + 1, 0) : i + 1][::-1]]
+        if i == 0:
+            correct.append([])
+        elif i < corrector and k > 2:  # warm-up (order 3 does not need it, and few long steps are better without): all of the way from the start again, by the polynomial through all f
+            whole = exponential_weights([v - w[0] for v in w[i::-1]], here - w[0])
+            correct.append([a - b for a, b in zip(whole, [0.0, *given], strict=True)])
+            given = whole
+        elif corrector:
+            nodes = [v - w[i - 1] for v in w[max(i - corrector + 1, 0) : i + 1][::-1]]
+            correct.append(exponential_weights(nodes, here - w[i - 1]))
+        else:
+            correct.append([0.0, *predict[-1]])  # without a corrector a prediction is final: it moves the base one step later
+        predict.append(exponential_weights(before[:k], there - here))
+        given = given or [0.0]
+    return correct, predict
+
+
+def model_reference(model: Any) -> GaussianReference:
+    """The Gaussian reference of a model. Raises ConfigError if it has none."""
+    reference = getattr(model, "reference", None)
+    if reference is None:
+        raise ConfigError(
+            f"this {type(model).__name__} has no Gaussian reference: set model.reference = scoresde.GaussianReference.fit(data) "
+            "(fit and load do so)"
+        )
+    return reference
+
+
+@dataclass(frozen=True)
+class ReferenceScheme(Solver):
+    """An explicit scheme in reference coordinates with weights of its own, as ``tune`` makes them.
+
+    z_(i+1) = z_0 + sum over j <= i of weights[i][j] F(z_j, lam_j): one call a step, each used in all later steps.
+
+    Args:
+        weights: row i has i + 1 numbers, in units of lam.
+        reference: None is the model's own.
+        free: whether F(z_0, lam_0) is taken to be zero, without a call.
+
+    Raises:
+        ConfigError: rows that are not of length 1, 2, 3, ..., or times that are not one more than the rows.
+    """
+
+    weights: tuple[tuple[float, ...], ...]
+    reference: GaussianReference | None = None
+    free: bool = False
+
+    def __post_init__(self) -> None:
+        lengths = [len(row) for row in self.weights]
+        if not lengths or lengths != list(range(1, len(lengths) + 1)):
+            raise ConfigError(f"weights of ReferenceScheme have rows of lengths {lengths}, expected 1, 2, 3, ...")
+
+    def bind(self, model: Any, calls: int | None) -> ReferenceScheme:
+        """This scheme for a model."""
+        return self if self.reference is not None else dataclasses.replace(self, reference=model_reference(model))
+
+    def init(self, model: Any, x: Tensor, times: list[Level]) -> Path:
+        if len(times) != len(self.weights) + 1:
+            raise ConfigError(f"{len(times)} times for {len(self.weights)} rows of weights: expected {len(self.weights) + 1}")
+        predict = [row[::-1] for row in self.weights]
+        none: list[list[float]] = [[] for _ in predict]
+        reference = model_reference(model) if self.reference is None else self.reference
+        n = len(predict)
+        return start(reference, x, times, [1.0] * (n + 1), correct=none, predict=predict, free=self.free, keep=n)
+
+    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Path, noise: Draw) -> tuple[Tensor, Path]:
+        return advance(model, x, t, state)

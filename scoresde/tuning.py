@@ -1,0 +1,200 @@
+r"""``tune``: the best solver, time grid and multistep weights for one model and one budget of network calls.
+
+Pilot paths of the model's own probability-flow ODE are solved accurately once. In the coordinates z of ``scoresde.reference`` any
+explicit scheme with one call a step is z_(i+1) = z_0 + sum_j A_ij F_j, linear in its weights A: along the scheme's own states each
+row is a least-squares fit to the pilot paths, without any gradient (``fit_weights``). A search over the grid's centre and width
+surrounds it; then nodes and weights are polished by Adam through the solver, on minus the log error, where memory allows. What
+leaves ``tune`` is what does best on pilot paths that the fit did not see, the built-in solvers among the candidates.
+
+Related: Align Your Steps (2404.14507), DPM-Solver-v3 (2310.13268), S4S (2502.17423), optimal stepsize (2503.21774).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import grid
+from ._pilots import Pilots
+from ._schemes import polish, search
+from ._tensor import check_positive_int
+from .errors import ConfigError, ScoreSDEError, SolverError
+from .model import ScoreModel, inference
+from .multistep import DPMSolverPP, UniPC
+from .noise import Noise, check_seed
+from .recipe import Recipe
+from .reference_solver import ReferenceSolver
+from .sampling import _check_model, _progress, bind_solver, default_batch_size, make_times, solve
+from .solvers import Solver
+
+
+def tune(
+    model: ScoreModel,
+    nfe: int = 10,
+    *,
+    t_end: float | None = None,
+    paths: int | None = None,
+    iterations: int | None = None,
+    seed: int = 0,
+    memory: int = 4 << 30,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **cond: Any,
+) -> Recipe:
+    """Finds the solver, the time grid and the weights with which ``nfe`` network calls come closest to the model's own ODE.
+
+    The recipe is a plain solver: ``sample(model, n, solver=recipe)`` makes nfe calls. The model keeps it in ``model.recipes``: with
+    solver "auto", ``sample(model, n, steps=nfe)`` uses it from now on. ``save`` writes a model's recipes beside its checkpoint,
+    as JSON, ``out`` does so at once, and ``load`` finds them there.
+
+    Args:
+        model: a ScoreModel. Without a Gaussian reference it gets one from the ends of its pilot paths, kept in the recipe.
+        nfe: network calls a sample.
+        t_end: where samples stop; None: the SDE's t_end.
+        paths: pilot paths, a half to fit and a half to judge; None: 512 for up to 32 dimensions, else 128.
+        iterations: of Adam; None: as many as keep the whole near two minutes for a small UNet on two cores; 0: least squares only.
+        seed: of the pilot paths.
+        memory: bytes that gradients through the solver may take: network calls are recomputed, or the batch made smaller, to stay
+            below; where not even that is enough the recipe is the least-squares one.
+        out: file or folder to write the recipe to, as JSON.
+        progress: show a bar.
+        **cond: for the network; a tensor with first dimension ``paths`` is per path.
+
+    Raises:
+        ConfigError: arguments that make no sense.
+        SolverError: a model whose own ODE cannot be solved.
+    """
+    _check_model(model)
+    check_positive_int(nfe, "nfe")
+    small = math.prod(model.event_shape) <= 32
+    paths = (512 if small else 128) if paths is None else check_positive_int(paths, "paths")
+    if paths < 16:
+        raise ConfigError(f"paths = {paths}, expected 16 or more: half of them are for the judge")
+    if iterations is None:
+        iterations = 250 if small else max(40, 1000 // nfe)
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise ConfigError(f"iterations = {iterations!r}, expected an integer of at least 0")
+    start, end = model.sde.t_max, grid.default_end(model.sde) if t_end is None else t_end
+    grid.log_snr(model.sde, 1, start, end)  # checks the range
+    with inference(model), frozen(model), _progress(progress, 100, f"tune for {nfe} calls") as advance:
+        pilots = Pilots.make(model, paths, start, end, check_seed(seed), cond)
+        advance(10)
+        judged = Judged(pilots)
+        for solver, times in _built_in(pilots, nfe):
+            judged.add(solver, times)
+        built_in = judged.best()
+        advance(20)
+        fitted = search(pilots, nfe)
+        judged.add(*fitted.solver(pilots))
+        advance(30)
+        if iterations:
+            polished = polish(pilots, fitted, iterations, memory, lambda share: advance(40 * share))
+            if polished is not None:
+                judged.add(*polished.solver(pilots))
+        recipe = judged.recipe(nfe, built_in, seed, iterations)
+    model.recipes[nfe] = recipe
+    if out is not None:
+        recipe.save(out)
+    return recipe
+
+
+class Error(NamedTuple):
+    """Pathwise errors at t_end: Euclidean distances, their median, root mean square and mean logarithm."""
+
+    median: float
+    rms: float
+    mean_log: float
+
+    @classmethod
+    def of(cls, distance: Tensor) -> Error:
+        d = distance.double()
+        return cls(float(d.median()), float(d.square().mean().sqrt()), float((d + 1e-12).log().mean()))
+
+
+class Judged:
+    """Candidates and their errors on the pilot paths."""
+
+    def __init__(self, pilots: Pilots) -> None:
+        self.pilots, self.found = pilots, list[tuple[Solver, Tensor, Error, Error]]()
+
+    def add(self, solver: Solver, times: Tensor) -> None:
+        """Runs a candidate on all paths; one that fails is out."""
+        p = self.pilots
+        try:
+            x = _run(p, solver, times, slice(None))
+        except ScoreSDEError:
+            return
+        distance = (x.double() - p.end).flatten(1).norm(dim=1)
+        self.found.append((solver, times, Error.of(distance[p.fit]), Error.of(distance[p.judge])))
+
+    def best(self) -> tuple[Solver, Tensor, Error, Error]:
+        """The candidate with the smallest mean log error on the judging paths whose rms is not above the smallest by half."""
+        if not self.found:
+            raise SolverError("no solver gave finite samples of this model: check it between t_max and t_end")
+        bound = 1.5 * min(found[3].rms for found in self.found)
+        return min((found for found in self.found if found[3].rms <= bound), key=lambda found: found[3].mean_log)
+
+    def recipe(self, nfe: int, built_in: tuple[Solver, Tensor, Error, Error], seed: int, iterations: int) -> Recipe:
+        solver, times, _, error = self.best()
+        p = self.pilots
+        report = {
+            "median_error": error.median,
+            "rms_error": error.rms,
+            "built_in": repr(built_in[0]),
+            "built_in_median_error": built_in[3].median,
+            "built_in_rms_error": built_in[3].rms,
+            "error_of_the_reference_paths": p.error,
+            "paths": len(p.x),
+            "candidates": len(self.found),
+            "iterations": iterations,
+            "seed": seed,
+        }
+        model = {"sde": repr(p.model.sde), "event_shape": list(p.model.event_shape), "reference": p.reference.fingerprint()}
+        if p.own and getattr(solver, "reference", None) is not None:
+            solver = dataclasses.replace(solver, reference=None)  # type: ignore[type-var]
+        return Recipe(solver, tuple(times.tolist()), nfe, model, report)
+
+
+def _run(p: Pilots, solver: Solver, times: Tensor, rows: slice) -> Tensor:
+    """The ends of some paths by a solver."""
+    levels = p.model.sde.levels(times)
+    index = torch.arange(len(p.x))[rows]
+    size, out = max(default_batch_size(p.model.event_shape), 64), []
+    for part in index.split(size):
+        noise = Noise(0, part.numpy(), p.model.event_shape, p.x.dtype, p.x.device)
+        *_, (_, _, x) = solve(p.rows(part), solver, p.x[part], levels, noise)
+        out.append(x)
+    return torch.cat(out)
+
+
+def _built_in(p: Pilots, nfe: int) -> Iterator[tuple[Solver, Tensor]]:
+    """The untuned choices."""
+    candidates: list[Solver] = [ReferenceSolver(reference=p.reference)]
+    for width in (1.0, 1.5, 2.0, 3.0):
+        candidates += [ReferenceSolver(order=k, reference=p.reference, width=width) for k in ((2, 3) if nfe > 8 else (2,))]
+    for candidate in candidates:
+        solver, _ = bind_solver(candidate, p.model, nfe)
+        yield solver, make_times(p.model.sde, solver, nfe, None, p.finish)
+    for classic in (DPMSolverPP(2), UniPC(2), UniPC(3)):
+        for spaced in (grid.log_snr, grid.quadratic):
+            yield classic, spaced(p.model.sde, nfe, p.start, p.finish)
+
+
+@contextmanager
+def frozen(model: torch.nn.Module) -> Iterator[None]:
+    """Parameters without gradients; given back as they were."""
+    changed = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in changed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(True)

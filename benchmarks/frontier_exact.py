@@ -104,9 +104,9 @@ def main() -> None:
                 row |= {"tuned": median, "tuned_ratio": median / rival, "tuned_rms_ratio": rms / rival_rms}
             rows.append(row)
             print(table([row]).splitlines()[-1], flush=True)
+        if not a.only and not a.no_tune:
+            write("frontier_exact", rows, published=PUBLISHED.name)
     print(table(rows))
-    if not a.only:
-        write("frontier_exact", rows, published=str(PUBLISHED.name))
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ def chooses_steps(solver: Any) -> bool:
 def label_of(solver: Any) -> str:
     """Class name and the arguments that are not the default; those that say how exact an adaptive solver is are left out.
 
-    A solver made of others alone is known by them: "ReverseDiffusion + Langevin". Of arguments that are no numbers or words only
-    the class is named, and lists are left out.
+    A solver made of two others is known by them: "ReverseDiffusion + Langevin"; one around another holds it: "Picard(DDIM)". Of
+    arguments that are no numbers or words only the class is named, and lists are left out.
     """
     if isinstance(solver, str):
         return solver
@@ -156,7 +156,8 @@ def label_of(solver: Any) -> str:
                 parts.append(f"{f.name}={value}")
         elif value is not None and not isinstance(value, (Tensor, tuple, list, dict)):
             parts.append(f"{f.name}={getattr(value, '__name__', type(value).__name__)}")
-    name = " + ".join(others) or type(solver).__name__
+    name = type(solver).__name__ if len(others) < 2 else " + ".join(others)
+    parts = [*others, *parts] if len(others) == 1 else parts
     return f"{name}({', '.join(parts)})" if parts else name
 
 

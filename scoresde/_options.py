@@ -107,7 +107,7 @@ OPTIONS: dict[str, _Options] = {
     ),
     "sample": (
         *_RUN,
-        ("--solver", {"default": "Heun", "metavar": "CLASS", "help": "see below (Heun); its arguments as --solver.rtol 1e-4"}),
+        ("--solver", {"default": "auto", "metavar": "CLASS", "help": "see below (auto: what suits); its arguments as --solver.rtol 1e-4"}),
         ("--steps", {"type": int, "metavar": "N", "help": "of the solver (50; an adaptive one needs none)"}),
         ("--n", {"type": int, "default": 64, "metavar": "N", "help": "number of samples (64)"}),
         ("--out", {"default": "samples.png", "metavar": "FILE", "help": ".png, .pdf or .svg: a picture; .npz or .npy: arrays"}),

@@ -43,11 +43,13 @@ class Scheme:
 
     def solver(self, p: Pilots) -> tuple[Solver, Tensor]:
         """As a solver and its times."""
-        times = p.model.sde.time_of_log_snr(2 * self.lam())
+        lam, free = self.lam(), int(self.free)
+        times = p.model.sde.time_of_log_snr(2 * lam)
         times[0], times[-1] = p.start, p.finish
-        rows = self.A * self.slopes()[:-1]
+        rows = (self.A * self.slopes()[:-1])[free:, free:]
         weights = tuple(tuple(rows[i, : i + 1].tolist()) for i in range(len(rows)))
-        return ReferenceScheme(weights, p.reference, self.free), times
+        first = float(lam[1]) if free else None
+        return ReferenceScheme(weights, p.reference, first), torch.cat([times[:1], times[1 + free :]])
 
 
 def adams(w: Tensor, k: int, corrector: int) -> Tensor:

@@ -16,9 +16,10 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,9 @@ def _run_sample(a: Any) -> None:
         if path.suffix != ".npz":
             raise ConfigError(f"--out {a.out} under torchrun: expected .npz, in which each process writes its share of the samples")
         path = path.with_name(f"{path.stem}-{rank}-of-{world}.npz")
-    solver = _classes.make("solver", a.solver, a.options["solver"])
+    if a.solver == "auto" and a.options["solver"]:
+        raise ConfigError(f"--solver.{next(iter(a.options['solver']))} without --solver: which class is it of?")
+    solver = _solver_of(a.solver, a.options["solver"])
     model = _load(a)
     shape, transform = model.event_shape, getattr(model, "transform", None)
     if path.suffix in PICTURES and not (shape == (2,) or len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
@@ -267,9 +270,9 @@ def _run_bench(a: Any) -> None:
     print(f"in {folder}: {', '.join(_demo.write_bench(result, folder))}, and rows.jsonl, from which the same command goes on")
 
 
-def _solver_of(name: str) -> Any:
+def _solver_of(name: str, options: Mapping[str, str] = MappingProxyType({})) -> Any:
     """A solver by its class; "auto" is left to sample."""
-    return name if name == "auto" else _classes.make("solver", name, {})
+    return name if name == "auto" else _classes.make("solver", name, options)
 
 
 def _grid_of(name: str) -> Any:

@@ -11,6 +11,7 @@ the f_i = F(z_i, lam_i) dlam/dw, i = 0 .. N - 1: one network call a step, made o
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,43 +64,44 @@ class Path(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is computed once a solve. Step i: base += correct[i] . f, then z = base + predict[i] . f, both newest first."""
+    """What is computed once a solve. At node i: base += correct[i] . f, then z = base + predict[i] . f, both newest first.
+
+    ``first``: a node 1 between the first two times; z there is that of the start, since F = 0 so far, and node 0 needs no call.
+    """
 
     reference: GaussianReference
     coordinates: list[Coordinates]
     correct: Sequence[Sequence[float]]
     predict: Sequence[Sequence[float]]
-    free: bool
+    first: Level | None
     keep: int
 
 
-def start(reference: GaussianReference, x: Tensor, times: Sequence[Level], slopes: Sequence[float], **plan: Any) -> Path:
-    """The state before the first step."""
+def start(
+    reference: GaussianReference, x: Tensor, nodes: Sequence[Level], slopes: Sequence[float], free: bool, **plan: Any
+) -> Path:
+    """The state before the first step, for these nodes, the second of which is none of the grid's times if ``free``."""
     here = reference.to(x)
-    coordinates = [Coordinates.at(t, reference, here, slope) for t, slope in zip(times, slopes, strict=True)]
-    first = coordinates[0]
-    z = here.analyse(x - first.shift) / first.to_x
-    return Path(0, z, z, (), Plan(here, coordinates, **plan))
+    coordinates = [Coordinates.at(t, reference, here, slope) for t, slope in zip(nodes, slopes, strict=True)]
+    z = here.analyse(x - coordinates[0].shift) / coordinates[0].to_x
+    return Path(int(free), z, z, (), Plan(here, coordinates, first=nodes[1] if free else None, **plan))
 
 
 def advance(model: Any, x: Tensor, t: Level, path: Path) -> tuple[Tensor, Path]:
     """One step: a network call at the predicted state, the correction of that state, the prediction of the next one."""
     i, z, base, history, plan = path
-    here = plan.coordinates[i]
-    if plan.free and i == 0:
-        f = torch.zeros_like(z)  # where noise hides the data, F = 0 and needs no call
-    else:
-        f = plan.reference.analyse(model.denoise(x, t) - plan.reference.mean) * here.to_f
-        f = f.sub_(z, alpha=here.z_to_f) if isinstance(here.z_to_f, float) else f.addcmul_(z, here.z_to_f, value=-1)
+    here, there, reference = plan.coordinates[i], plan.coordinates[i + 1], plan.reference
+    if plan.first is not None and i == 1:
+        t, x = plan.first, reference.synthesize(z * here.to_x) + here.shift
+    f = reference.analyse(model.denoise(x, t) - reference.mean) * here.to_f
+    f = f.sub_(z, alpha=here.z_to_f) if isinstance(here.z_to_f, float) else f.addcmul_(z, here.z_to_f, value=-1)
     history = (f, *history[: plan.keep - 1])
     for weight, g in zip(plan.correct[i], history, strict=False):
         base = torch.add(base, g, alpha=weight)
     z = base
     for weight, g in zip(plan.predict[i], history, strict=False):
         z = torch.add(z, g, alpha=weight)
-    there = plan.coordinates[i + 1]
-    x = plan.reference.synthesize(z * there.to_x) + there.shift
-    return x, Path(i + 1, z, base, history, plan)
+    return reference.synthesize(z * there.to_x) + there.shift, Path(i + 1, z, base, history, plan)
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,16 @@ class ReferenceSolver(Solver):
     state again: one call a step, order k + 1 with the corrector, k without. Gaussian data take one step of any size, exactly.
 
     ``sample(model, n, solver=ReferenceSolver(), steps=N)`` makes N network calls. Far from the data F = 0 is known without a call:
-    up to N = 50 where the reference is exact, and up to 10 where it is an estimate, the N calls serve N + 1 intervals (``free``).
+    up to N = 50 where the reference is exact, and up to 10 where it is an estimate, the N calls serve N + 1 intervals: the first step
+    is twice as long as the others, and its call is in its middle (``free``).
 
     Args:
         order: k from 1 to 5 of the predictor; None: by the number of calls, 2 up to 12, 3 up to 29, 4 from 30.
         corrector: whether to correct; None: from 7 calls on.
         reference: None is the model's own, ``model.reference``.
         width: of the grid; None is the reference's.
-        free: whether the first f is taken to be zero; None as said above. Only on the solver's own grid.
+        free: whether the first step has such a node in its middle (in w), which takes its call; None: as said above, and never on
+            times that a user gave.
 
     The state that ``trajectory`` shows is the predicted one. Times may be any, decreasing or increasing.
 
@@ -147,7 +151,7 @@ class ReferenceSolver(Solver):
                 "fit one to the model's data, scoresde.GaussianReference.fit(data)"
             )
         free = self.free
-        if calls is None:
+        if free is None and calls is None:
             free = False
         elif free is None:
             first = model.sde.levels([model.sde.t_max])[0]
@@ -155,10 +159,10 @@ class ReferenceSolver(Solver):
         return dataclasses.replace(self, reference=reference, free=free, width=self.width or reference.width)
 
     def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
-        """Equal steps in w: n + 1 times, and one more with a free node."""
-        reference = self._reference()
-        width = self.width or reference.width
-        return grid.logistic(sde, n + bool(self.free), start, end, CENTER * reference.scale, width)
+        """Equal steps in w, n + 1 times; with a free node the first step is twice as long."""
+        reference, free = self._reference(), bool(self.free)
+        times = grid.logistic(sde, n + free, start, end, CENTER * reference.scale, self.width or reference.width)
+        return torch.cat([times[:1], times[1 + free :]])
 
     def _reference(self) -> GaussianReference:
         if self.reference is None:
@@ -166,15 +170,17 @@ class ReferenceSolver(Solver):
         return self.reference
 
     def init(self, model: Any, x: Tensor, times: list[Level]) -> Path:
-        reference = self._reference()
-        width, free = self.width or reference.width, bool(self.free)
-        w = [warp(t, CENTER * reference.scale, width) for t in times]
-        calls = len(times) - 1 - free
+        reference, free, calls = self._reference(), bool(self.free), len(times) - 1
+        width, center = self.width or reference.width, CENTER * reference.scale
+        w, nodes = [warp(t, center, width) for t in times], list(times)
+        if free:
+            w.insert(1, (w[0] + w[1]) / 2)
+            nodes.insert(1, level_at(model.sde, -math.log(center) - width * math.log(w[1] / (1 - w[1]))))
         k = self.order or (2 if calls <= 12 else 3 if calls < 30 else 4)
         corrector = calls > 6 if self.corrector is None else self.corrector
         correct, predict = adams_weights(w, k, k + 1 if corrector else 0)
         slopes = [-width / (v * (1 - v)) for v in w]
-        return start(reference, x, times, slopes, correct=correct, predict=predict, free=free, keep=k + 1)
+        return start(reference, x, nodes, slopes, free, correct=correct, predict=predict, keep=k + 1)
 
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Path, noise: Draw) -> tuple[Tensor, Path]:
         return advance(model, x, t, state)
@@ -183,6 +189,11 @@ class ReferenceSolver(Solver):
 def warp(t: Level, center: float, width: float) -> float:
     """w = u/(1 + u), u = (s/center)^(1/width), s = sigma/alpha."""
     return 1 / (1 + (center * t.alpha / t.sigma) ** (1 / width))
+
+
+def level_at(sde: SDE, lam: float) -> Level:
+    """The level with log(alpha/sigma) = lam."""
+    return sde.levels([float(sde.time_of_log_snr(torch.tensor(2 * lam, dtype=torch.float64)))])[0]
 
 
 def adams_weights(w: Sequence[float], k: int, corrector: int) -> tuple[list[list[float]], list[list[float]]]:
@@ -233,7 +244,7 @@ class ReferenceScheme(Solver):
     Args:
         weights: row i has i + 1 numbers, in units of lam.
         reference: None is the model's own.
-        free: whether F(z_0, lam_0) is taken to be zero, without a call.
+        first: lam of the first call, between the first two times, where z is that of the start; None: at the first time.
 
     Raises:
         ConfigError: rows that are not of length 1, 2, 3, ..., or times that are not one more than the rows.
@@ -241,7 +252,7 @@ class ReferenceScheme(Solver):
 
     weights: tuple[tuple[float, ...], ...]
     reference: GaussianReference | None = None
-    free: bool = False
+    first: float | None = None
 
     def __post_init__(self) -> None:
         lengths = [len(row) for row in self.weights]
@@ -253,13 +264,16 @@ class ReferenceScheme(Solver):
         return self if self.reference is not None else dataclasses.replace(self, reference=model_reference(model))
 
     def init(self, model: Any, x: Tensor, times: list[Level]) -> Path:
-        if len(times) != len(self.weights) + 1:
-            raise ConfigError(f"{len(times)} times for {len(self.weights)} rows of weights: expected {len(self.weights) + 1}")
-        predict = [row[::-1] for row in self.weights]
-        none: list[list[float]] = [[] for _ in predict]
+        n, free = len(self.weights), self.first is not None
+        if len(times) != n + 1:
+            raise ConfigError(f"{len(times)} times for {n} rows of weights: expected {n + 1}")
+        nodes = list(times)
+        if self.first is not None:
+            nodes.insert(1, level_at(model.sde, self.first))
+        none: list[list[float]] = [[] for _ in nodes]
+        predict = [*none[: int(free)], *(list(row[::-1]) for row in self.weights)]
         reference = model_reference(model) if self.reference is None else self.reference
-        n = len(predict)
-        return start(reference, x, times, [1.0] * (n + 1), correct=none, predict=predict, free=self.free, keep=n)
+        return start(reference, x, nodes, [1.0] * len(nodes), free, correct=none, predict=predict, keep=n)
 
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Path, noise: Draw) -> tuple[Tensor, Path]:
         return advance(model, x, t, state)

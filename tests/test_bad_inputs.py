@@ -339,7 +339,7 @@ CASES = [
             29,
             f"{solver!r} {value}",
             lambda b, solver=solver, value=value: sd.sample(
-                nan_below(0.55, value), 3, ids=[5, 6, 7], solver=solver, steps=40, batch_size=3
+                nan_below(0.55, value), 3, ids=[5, 6, 7], solver=solver, times=sd.grid.uniform(sd.VPSDE(), 40), batch_size=3
             ),
             SolverError,
             r"steps 16 to 31, t from 0\.6\d* to 0\.2\d*, for sample ids \[6\]",

@@ -78,6 +78,19 @@ class LastIsEuler(sd.Solver):
 
 
 @dataclass(frozen=True)
+class LateStart(sd.Solver):
+    """Five calls in the second step, one in all others: N + 4."""
+
+    def init(self, model, x, times):
+        return 0
+
+    def step(self, model, x, t, s, state, noise):
+        for _ in range(5 if state == 1 else 1):
+            v = model.velocity(x, t)
+        return x + (s - t) * v, state + 1
+
+
+@dataclass(frozen=True)
 class Paired(sd.Solver):
     """Evaluates every sample at two times in one call."""
 
@@ -129,7 +142,7 @@ def test_default_solvers_and_budgets():
 
 def test_network_calls_are_counted(exact, moons):
     corrector = sd.PredictorCorrector(sd.ReverseDiffusion(), sd.Langevin(steps=2))
-    solvers = [sd.Euler(), sd.Heun(), sd.RK4(), corrector, Startup(), LastIsEuler()]
+    solvers = [sd.Euler(), sd.Heun(), sd.RK4(), corrector, Startup(), LastIsEuler(), LateStart()]
     result = frontier(exact, moons.sample(40, 1), solvers=solvers, nfe=(3, 10, 13), samples=20, batch_size=8, **QUIET)
     found = {(r.label, r.budget): (r.steps, r.nfe) for r in result.rows}
     expected = {
@@ -139,6 +152,7 @@ def test_network_calls_are_counted(exact, moons):
         "ReverseDiffusion + Langevin(steps=2)": [(1, 3), (3, 9), (4, 12)],
         "Startup": [(1, 3), (8, 10), (11, 13)],
         "LastIsEuler": [(2, 3), (5, 9), (6, 13)],
+        "LateStart": [(1, 1), (6, 10), (9, 13)],
     }
     assert {label for label, _ in found} == set(expected)
     for label, rows in expected.items():
@@ -627,6 +641,7 @@ def test_a_recommendation_can_be_sampled_with(exact):
         (sd.TorchDiffEq("dopri8", rtol=1e-3), "TorchDiffEq(dopri8)"),
         (sd.TorchSDE(), "TorchSDE(srk)"),
         (sd.PredictorCorrector(sd.DDIM(eta=1.0), sd.Langevin(snr=0.1)), "DDIM(eta=1.0) + Langevin(snr=0.1)"),
+        (sd.Picard(sd.DDIM(eta=0.5), tolerance=0.1), "Picard(DDIM(eta=0.5), tolerance=0.1)"),
         ("auto", "auto"),
     ],
 )

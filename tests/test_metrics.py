@@ -218,6 +218,8 @@ def test_precision_and_recall_of_constructed_sets(monkeypatch):
     found = precision_recall(torch.cat([inside, far]), line, k=1)  # balls of 1 around 3.1, 4.1, 5.1, 6.1: real 3 to 7
     assert (found.precision, found.recall) == (pytest.approx(4 / 6), 0.5)
     assert precision_recall(far + 1e4, line, k=1) == metrics.PrecisionRecall(0.0, 0.0)
+    uneven = torch.tensor([0.0, 1, 2, 10, 16, 22]).double()[:, None]  # balls of radius 1, 1, 1, 6, 6, 6
+    assert precision_recall(torch.tensor([[2.9], [3.5], [5.0], [27.0]]).double(), uneven, k=1).precision == 0.75
     whole = precision_recall(normal(60, 3), normal(50, 3, 1))
     monkeypatch.setattr(metrics, "CHUNK", 100)
     assert precision_recall(normal(60, 3), normal(50, 3, 1)) == whole

@@ -281,7 +281,7 @@ def test_where_a_sample_starts_and_ends():
         noise = Noise(0, check_ids(None, 2), (3,), torch.float64)
         assert torch.equal(path[0][2], noise.normal(PRIOR) * float(sde.sigma(sde.t_max)))
     model = sd.ExactModel(mixture(), sd.VPSDE())
-    assert [p[1] for p in sd.trajectory(model, 2, steps=2, t_end=0.2)] == pytest.approx([1.0, 0.6, 0.2], abs=1e-15)
+    assert [p[1] for p in sd.trajectory(model, 2, solver=sd.Heun(), steps=2, t_end=0.2)] == pytest.approx([1.0, 0.6, 0.2], abs=1e-15)
     assert list(sd.trajectory(model, 2, steps=2, t_end=1e-5))[-1][1] == 1e-5
     # noise at times[0] has the size that it should have there
     start = next(sd.trajectory(model, 2, times=[0.3, 0.1]))[2]
@@ -304,9 +304,10 @@ def test_times_of_all_kinds():
     for times in (grid, tuple(grid), np.array(grid), torch.tensor(grid, dtype=torch.float64)[None][0]):
         assert torch.equal(sd.sample(model, 4, times=times), expected)
     assert torch.equal(sd.sample(model, 4, times=sd.grid.quadratic(model.sde, 3)), sd.sample(model, 4, times=sd.grid.quadratic(model.sde, 3)))
-    assert torch.equal(sd.sample(model, 4, times=sd.grid.uniform(model.sde, 7)), sd.sample(model, 4, steps=7))
+    heun = sd.Heun()
+    assert torch.equal(sd.sample(model, 4, solver=heun, times=sd.grid.uniform(model.sde, 7)), sd.sample(model, 4, solver=heun, steps=7))
     edm = sd.ExactModel(mixture(), sd.EDMSDE())
-    assert torch.equal(sd.sample(edm, 4, times=sd.grid.karras(edm.sde, 7)), sd.sample(edm, 4, steps=7))
+    assert torch.equal(sd.sample(edm, 4, solver=heun, times=sd.grid.karras(edm.sde, 7)), sd.sample(edm, 4, solver=heun, steps=7))
 
 
 @by_sde

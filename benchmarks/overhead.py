@@ -63,8 +63,19 @@ def main() -> None:
         (sd.ReverseDiffusion(), 500),
         (sd.DDIM(eta=1.0), 500),
         (sd.PredictorCorrector(), 250),
+        (sd.DPMSolverPP(2), 500),
+        (sd.DPMSolverPP(3), 500),
+        (sd.UniPC(3), 500),
+        (sd.DEIS(3), 500),
+        (sd.AdamsBashforth(3), 500),
+        (sd.ReferenceSolver(order=3), 500),
+        (sd.StochasticExponential(), 500),
+        (sd.SASolver(), 500),
+        (sd.DPMSolverPP(2, eta=1.0), 500),
     ]
     rows = []
+    # a diagonal reference, as for images of more pixels than there are samples
+    model.reference = sd.GaussianReference.fit(torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0)), "diagonal")
     for solver, steps in solvers:
         with sd.count_evaluations(model) as calls:
             sd.sample(model, 16, solver=solver, steps=steps)

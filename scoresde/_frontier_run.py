@@ -16,6 +16,7 @@ from ._frontier_rows import chooses_steps, digest, label_of
 from .errors import ConfigError, ScoreSDEError, SolverError
 from .model import ScoreModel, slice_cond
 from .noise import PRIOR, Noise, check_ids
+from .recipe import Recipe
 from .sampling import sample
 from .sde import SDE
 from .solvers import check_solver
@@ -86,6 +87,9 @@ def make_jobs(sde: SDE, solvers: Any, grids: Any, budgets: list[int]) -> list[Jo
         label = label or label_of(solver)
         if chooses_steps(solver):
             jobs.append(Job(solver, label, "adaptive", None, None))
+            continue
+        if isinstance(solver, Recipe):  # it is for one budget, on times of its own
+            jobs.append(Job(solver, label, "own", None, solver.nfe))
             continue
         own = "own" if isinstance(solver, str) or hasattr(solver, "grid") else sde.default_grid
         jobs += [Job(solver, label, name if grid else own, grid, budget) for name, grid in pairs for budget in budgets]
@@ -163,6 +167,8 @@ def steps_of(setting: Setting, job: Job) -> tuple[int | None, str]:
     """The most steps that a budget allows, found by counting, and why there are none."""
     if job.budget is None:
         return None, ""
+    if isinstance(job.solver, Recipe):
+        return job.solver.nfe, ""
 
     def cost(steps: int) -> int:
         key = (digest(job.label, job.solver, job.grid_name, job.grid), steps)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ._pilots import TUNE, Pilots
 from ._quadrature import legendre
 from .reference import GaussianReference
-from .reference_solver import FAR, ReferenceScheme, warp
+from .reference_solver import CENTER, FAR, ReferenceScheme, warp
 from .sde import Level
 from .solvers import Solver
 
@@ -77,8 +77,11 @@ def _integrals(nodes: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (b - a) * (weights @ ratio.prod(-1))
 
 
+LR = 0.02  # of Adam, for nodes and for weights times their number
+
+
 def _order(nfe: int) -> tuple[int, int]:
-    return (2, 0) if nfe <= 6 else (2, 3) if nfe <= 12 else (3, 4)
+    return (2, 0) if nfe <= 8 else (2, 3) if nfe <= 12 else (3, 4)
 
 
 def _scheme(p: Pilots, nfe: int, center: float, width: float, free: bool) -> Scheme:
@@ -145,6 +148,13 @@ def _levels(p: Pilots, lam: Tensor) -> list[Level]:
     return p.model.sde.levels(times)
 
 
+def untuned(p: Pilots, nfe: int) -> Scheme:
+    """The scheme of ``ReferenceSolver``'s own grid."""
+    first = p.model.sde.levels([p.start])[0]
+    far = first.sigma > FAR * first.alpha * p.reference.scale
+    return _scheme(p, nfe, CENTER * p.reference.scale, p.reference.width, far)
+
+
 def search(p: Pilots, nfe: int) -> Scheme:
     """The fitted scheme that does best on the fitting paths: a pattern search over centre and width, with and without free node."""
     first = p.model.sde.levels([p.start])[0]
@@ -155,7 +165,7 @@ def search(p: Pilots, nfe: int) -> Scheme:
         key = (round(center, 6), round(width, 6), free)
         if key not in tried:
             scheme, error = fit_weights(p, _scheme(p, nfe, center * p.reference.scale, width, free))
-            value = float((error + 1e-12).log().mean() + 0.5 * (error.square().mean() + 1e-24).log())
+            value = float((error + 1e-12).log().mean() + 0.25 * (error.square().mean() + 1e-24).log())
             tried[key] = (value if math.isfinite(value) else math.inf, scheme)
         return tried[key][0]
 
@@ -185,9 +195,8 @@ def polish(p: Pilots, scheme: Scheme, iterations: int, memory: int, shown: Calla
     span = float(scheme.w[-1] - scheme.w[0])
     u = ((scheme.w.diff() / span).log()).requires_grad_()
     extra = (scheme.A - adams(scheme.w, k, corrector)).div(abs(span)).requires_grad_()
-    lr = 0.01
-    optimizer = torch.optim.Adam([{"params": [u], "lr": lr}, {"params": [extra], "lr": lr / n}], betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [lr, lr / n], total_steps=iterations + 1, pct_start=0.1)
+    optimizer = torch.optim.Adam([{"params": [u], "lr": LR}, {"params": [extra], "lr": LR / n}], betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [LR, LR / n], total_steps=iterations + 1, pct_start=0.1)
     here = p.reference.to(p.x)
     last = p.model.sde.levels([p.finish])[0]
     scale = (last.alpha * (here.variance + (last.sigma / last.alpha) ** 2).sqrt()).double()

@@ -117,7 +117,7 @@ class ReferenceSolver(Solver):
 
     Args:
         order: k from 1 to 5 of the predictor; None: by the number of calls, 2 up to 12, 3 up to 29, 4 from 30.
-        corrector: whether to correct; None: from 7 calls on.
+        corrector: whether to correct; None: from 9 calls on.
         reference: None is the model's own, ``model.reference``.
         width: of the grid; None is the reference's.
         free: whether the first step has such a node in its middle (in w), which takes its call; None: as said above, and never on
@@ -177,7 +177,7 @@ class ReferenceSolver(Solver):
             w.insert(1, (w[0] + w[1]) / 2)
             nodes.insert(1, level_at(model.sde, -math.log(center) - width * math.log(w[1] / (1 - w[1]))))
         k = self.order or (2 if calls <= 12 else 3 if calls < 30 else 4)
-        corrector = calls > 6 if self.corrector is None else self.corrector
+        corrector = calls > 8 if self.corrector is None else self.corrector
         correct, predict = adams_weights(w, k, k + 1 if corrector else 0)
         slopes = [-width / (v * (1 - v)) for v in w]
         return start(reference, x, nodes, slopes, free, correct=correct, predict=predict, keep=k + 1)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import grid
 from ._pilots import Pilots
-from ._schemes import polish, search
+from ._schemes import polish, search, untuned
 from ._tensor import check_positive_int
 from .errors import ConfigError, ScoreSDEError, SolverError
 from .model import ScoreModel, inference
@@ -58,8 +58,9 @@ def tune(
         model: a ScoreModel. Without a Gaussian reference it gets one from the ends of its pilot paths, kept in the recipe.
         nfe: network calls a sample.
         t_end: where samples stop; None: the SDE's t_end.
-        paths: pilot paths, a half to fit and a half to judge; None: 512 for up to 32 dimensions, else 128.
-        iterations: of Adam; None: as many as keep the whole near two minutes for a small UNet on two cores; 0: least squares only.
+        paths: pilot paths, a half to fit and a half to judge; None: 768 for up to 32 dimensions, else 128.
+        iterations: of Adam, from each of two starts; None: as many as keep the whole near two minutes for a small UNet on two cores;
+            0: least squares only.
         seed: of the pilot paths.
         memory: bytes that gradients through the solver may take: network calls are recomputed, or the batch made smaller, to stay
             below; where not even that is enough the recipe is the least-squares one.
@@ -74,11 +75,11 @@ def tune(
     _check_model(model)
     check_positive_int(nfe, "nfe")
     small = math.prod(model.event_shape) <= 32
-    paths = (512 if small else 128) if paths is None else check_positive_int(paths, "paths")
+    paths = (768 if small else 128) if paths is None else check_positive_int(paths, "paths")
     if paths < 16:
         raise ConfigError(f"paths = {paths}, expected 16 or more: half of them are for the judge")
     if iterations is None:
-        iterations = 250 if small else max(40, 1000 // nfe)
+        iterations = 250 if small else max(30, 600 // nfe)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise ConfigError(f"iterations = {iterations!r}, expected an integer of at least 0")
     start, end = model.sde.t_max, grid.default_end(model.sde) if t_end is None else t_end
@@ -94,8 +95,10 @@ def tune(
         fitted = search(pilots, nfe)
         judged.add(*fitted.solver(pilots))
         advance(30)
-        if iterations:
-            polished = polish(pilots, fitted, iterations, memory, lambda share: advance(40 * share))
+        # where Adam ends depends on where it starts: from the fitted scheme, and from the untuned one
+        starts = (fitted, untuned(pilots, nfe)) if iterations else ()
+        for scheme in starts:
+            polished = polish(pilots, scheme, iterations, memory, lambda share: advance(20 * share))
             if polished is not None:
                 judged.add(*polished.solver(pilots))
         recipe = judged.recipe(nfe, built_in, seed, iterations)
@@ -135,11 +138,11 @@ class Judged:
         self.found.append((solver, times, Error.of(distance[p.fit]), Error.of(distance[p.judge])))
 
     def best(self) -> tuple[Solver, Tensor, Error, Error]:
-        """The candidate with the smallest mean log error on the judging paths whose rms is not above the smallest by half."""
+        """The candidate with the smallest mean log error on the judging paths, and a quarter of the log of their rms: a few wild
+        paths count, but do not decide alone."""
         if not self.found:
             raise SolverError("no solver gave finite samples of this model: check it between t_max and t_end")
-        bound = 1.5 * min(found[3].rms for found in self.found)
-        return min((found for found in self.found if found[3].rms <= bound), key=lambda found: found[3].mean_log)
+        return min(self.found, key=lambda found: found[3].mean_log + 0.25 * math.log(found[3].rms + 1e-12))
 
     def recipe(self, nfe: int, built_in: tuple[Solver, Tensor, Error, Error], seed: int, iterations: int) -> Recipe:
         solver, times, _, error = self.best()

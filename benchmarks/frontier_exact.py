@@ -1,8 +1,8 @@
-"""Pathwise error against network calls on exact mixtures: `python benchmarks/frontier_exact.py` (half an hour; `--no-tune`: two minutes).
+"""Pathwise error against network calls on exact mixtures: `python benchmarks/frontier_exact.py` (twenty minutes; `--no-tune`: two).
 
 Two mixtures (2-D, 16-D) for which the errors of five public libraries are in ``published/exact_mixtures.json``, with the same start
 noise and the same definition of the error, and four that nobody tuned anything for (8-D and 32-D, full covariances; exact moments,
-and moments fitted from 500 samples), where the classic solvers of this package stand for the others. Ours are untuned
+and moments fitted from 500 samples, tuned with the latter), where the classic solvers of this package stand for the others. Ours are untuned
 (``solver="auto"``) and tuned (``tune``). VP, t = 1 to 1e-3, 1,000 paths, float64; distances to the converged ODE at t = 1e-3.
 """
 
@@ -82,7 +82,7 @@ def main() -> None:
                     except sd.ScoreSDEError:  # not finite: no rival
                         continue
                     if calls <= n:
-                        found.append((*errors(y, exact), f"{repr(solver)} {label}"))
+                        found.append((*errors(y, exact), f"{solver!r} {label}"))
             classic, classic_rms = min(found), min(f[1] for f in found)
             rival, rival_rms = classic[0], classic_rms
             if published is not None:
@@ -92,7 +92,7 @@ def main() -> None:
             row = {"target": name, "nfe": calls, "best_rival": rival, "our_classic": classic[0], "which": classic[2]}
             row |= {"auto": median, "auto_ratio": median / rival, "auto_rms_ratio": rms / rival_rms}
             row |= {"tuned": float("nan"), "tuned_ratio": float("nan"), "tuned_rms_ratio": float("nan"), "tune_seconds": float("nan")}
-            if n in TUNED and not a.no_tune:
+            if n in TUNED and not a.no_tune and (published is not None or reference is not None):
                 start = time.perf_counter()
                 recipe = sd.tune(model, n, progress=False)
                 model.recipes.clear()  # auto stays untuned

@@ -21,6 +21,13 @@ SOLVERS = [sd.StochasticExponential(), sd.SASolver(), sd.DPMSolverPP(2, eta=1.0)
 SOLVERS += [sd.Ancestral(), sd.EDMStochastic()]
 
 
+def row_of(solver: str, nfe: int, found: torch.Tensor) -> dict:
+    """Mean and standard deviation over seeds of (sliced Wasserstein, log p error), (seeds, 2)."""
+    (w, log_p), (w_std, log_p_std) = found.mean(0).tolist(), found.std(0).tolist()
+    row = {"solver": solver, "nfe": nfe, "sliced_wasserstein": w, "log_p_error": log_p}
+    return {**row, "sliced_wasserstein_std": w_std, "log_p_error_std": log_p_std}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     m = json.loads(PUBLISHED.read_text())["targets"]["mixture16"]["mixture"]
@@ -41,20 +48,17 @@ def main() -> None:
         return sd.metrics.sliced_wasserstein(x, reference, 128, seed=0), float(model.log_prob(x, end).mean()) - mean_log_p
 
     floor = torch.tensor([figures(exact(seed)) for seed in range(2, 10)])
-    rows = [{"solver": "exact samples", "nfe": 0, "sliced_wasserstein": float(floor[:, 0].mean()), "log_p_error": float(floor[:, 1].mean())}]
-    rows[0] |= {"seed_std": float(floor[:, 0].std()), "log_p_std": float(floor[:, 1].std())}
+    rows = [row_of("exact samples", 0, floor)]
     for solver in SOLVERS:
         for n in NFE:
             found = []
             for seed in (0, 1):
                 with sd.count_evaluations(model) as calls:
-                    x = sd.sample(model, N, solver=solver, steps=n // (2 if isinstance(solver, sd.EDMStochastic) else 1), seed=seed, batch_size=N)
+                    steps = n // 2 if isinstance(solver, sd.EDMStochastic) else n
+                    x = sd.sample(model, N, solver=solver, steps=steps, seed=seed, batch_size=N)
                 found.append(figures(x))
-            found = torch.tensor(found)
-            row = {"solver": repr(solver), "nfe": calls.forward, "sliced_wasserstein": float(found[:, 0].mean())}
-            row |= {"log_p_error": float(found[:, 1].mean()), "seed_std": float(found[:, 0].std()), "log_p_std": float(found[:, 1].std())}
-            rows.append(row)
-            print(table([row]).splitlines()[-1], flush=True)
+            rows.append(row_of(repr(solver), calls.forward, torch.tensor(found)))
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
     print(table(rows))
     write("stochastic_exact", rows, samples=N, projections=128, published=PUBLISHED.name)
 

@@ -5,10 +5,12 @@ from .adapters import TorchDiffEq, TorchSDE
 from .adaptive import AdaptiveODE, AdaptiveSDE
 from .check import check_sde
 from .checkpoint import load, save
+from .elbo import elbo
 from .errors import ScoreSDEError
 from .exact import ExactModel, GaussianMixture
 from .frontier import Frontier, frontier
-from .likelihood import bits_per_dim, log_prob
+from .latents import decode, encode, interpolate, round_trip_error
+from .likelihood import bits_per_dim, compare, log_prob
 from .model import NetworkModel, ScoreModel, count_evaluations
 from .multistep import DEIS, AdamsBashforth, DPMSolverPP, UniPC
 from .parallel import Picard
@@ -80,13 +82,18 @@ __all__ = [
     "UniPC",
     "bits_per_dim",
     "check_sde",
+    "compare",
     "count_evaluations",
     "data",
+    "decode",
+    "elbo",
+    "encode",
     "errors",
     "features",
     "frontier",
     "fit",
     "grid",
+    "interpolate",
     "load",
     "log_prob",
     "loss",
@@ -95,6 +102,7 @@ __all__ = [
     "noise",
     "parameterization",
     "plot",
+    "round_trip_error",
     "sample",
     "save",
     "trajectory",

@@ -76,7 +76,10 @@ def frontier(
     styles = {}
     for i, members in enumerate(groups.values()):
         for j, label in enumerate(members):
-            styles[label] = (COLORS[i % len(COLORS)], MARKERS[(i + i // len(COLORS) + j) % len(MARKERS)], ("-", "--", ":", "-.")[j % 4])
+            again = i // len(COLORS)  # how often the colour was there before
+            marker = MARKERS[(i + again + j) % len(MARKERS)]
+            styles[label] = (COLORS[i % len(COLORS)], marker, ("-", "--", ":", "-.")[(again + j) % 4])
+    shade = min(0.16, 0.9 / len(lines))  # many bands that lie on each other must not hide the lines
     for label, line in lines.items():
         color, marker, dash = styles[label]
         x, y = [p[0] for p in line], [p[1] for p in line]
@@ -84,7 +87,7 @@ def frontier(
         band = [p for p in line if len(p) == 4 and math.isfinite(p[2]) and math.isfinite(p[3])]
         low, high = [p[2] if share else max(p[2], p[1] / 100) for p in band], [p[3] for p in band]
         if len(band) > 1:
-            ax.fill_between([p[0] for p in band], low, high, color=color, alpha=0.16, linewidth=0, zorder=2)
+            ax.fill_between([p[0] for p in band], low, high, color=color, alpha=shade, linewidth=0, zorder=2)
         elif band:
             ax.vlines(band[0][0], low, high, color=color, alpha=0.4, linewidth=2.5, zorder=2)
     if not share and len(lines) > 1:

@@ -58,7 +58,7 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
     digits, sde = data.digits(), VPSDE()
     transform = digits.transform or Transform(levels=17)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all GPUs, too
         net = nets.UNet(channels=1)
     model = NetworkModel(net, sde, digits.event_shape, "v", digits.transform)
     size = sum(p.numel() for p in net.parameters())

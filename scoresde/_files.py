@@ -149,10 +149,16 @@ def _try_lock(fd: int, fcntl: Any) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a text file atomically. Raises CheckpointWriteError."""
+    """Replaces a text file atomically, and makes the folders above it. Raises CheckpointWriteError."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file atomically, and makes the folders above it. Raises CheckpointWriteError."""
     temporary = path.parent / f".tmp-{os.getpid()}-{os.urandom(4).hex()}"
     try:
-        _write_file(temporary, text.encode())
+        os.makedirs(path.parent, exist_ok=True)
+        _write_file(temporary, content)
         os.replace(temporary, path)
     except OSError as error:
         _discard(temporary)

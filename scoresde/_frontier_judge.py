@@ -267,7 +267,8 @@ class Paths:
         setting: of the solves.
         count: number of paths, the first samples of each row.
         data: x_0 for the start from p_T, x_T = alpha_T x_0 + sigma_T eps with the same eps, (count, *event).
-        solver: that converges; None: dopri8 at 1e-10 in float64 for an exact model, dopri5 at 1e-5 for another.
+        solver: that converges.
+        exact: solve in float64.
         weights: to resample paths by.
         directions: of sliced Wasserstein distances.
     """
@@ -275,7 +276,7 @@ class Paths:
     def __init__(self, setting: Setting, count: int, data: Tensor, solver: Any, exact: bool, resamples: int, directions: Tensor) -> None:
         self.setting, self.count, self.directions = setting, count, directions
         self.weights = Weights.make(count, resamples, setting.seed)
-        self.solver = solver or (TorchDiffEq("dopri8", 1e-10, 1e-10) if exact else TorchDiffEq("dopri5", 1e-5, 1e-5))
+        self.solver = solver
         self.model = copy.deepcopy(setting.model).double() if exact else setting.model
         top = setting.sde.levels([setting.sde.t_max])[0]
         start = setting.start(count, self.model.dtype)

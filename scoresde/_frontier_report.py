@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import plot
+from . import _files, plot
 from ._frontier_rows import METRICS, NAN, Row, format_table, show, without_nan
 from ._frontier_run import Grid, Job
 from ._frontier_store import floors_to_json, read_floors, read_intervals
-from .errors import ConfigError
+from .errors import CheckpointNotFound, ConfigError
 from .metrics import Interval, NoiseFloor
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class Recommendation:
         r = self.row
         how = "its own steps" if r.steps is None else f"{r.steps} steps on the grid {r.grid!r}"
         m = r.metrics[self.metric]
-        text = f"{r.name}, {how}: {r.nfe:.4g} network calls, {self.metric} {m.value:.4g} [{m.low:.4g}, {m.high:.4g}]"
+        text = f"{r.known_as}, {how}: {r.nfe:.4g} network calls, {self.metric} {m.value:.4g} [{m.low:.4g}, {m.high:.4g}]"
         for other in self.others[:3]:
-            text += f"\n  instead of {other.name} ({other.grid}): {other.nfe:.4g} calls, {self.metric} {other.value(self.metric):.4g}"
+            text += f"\n  instead of {other.known_as} ({other.grid}): {other.nfe:.4g} calls, {self.metric} {other.value(self.metric):.4g}"
         return text
 
 
@@ -158,11 +158,14 @@ class Frontier:
             metric: what counts; None: ``Frontier.metric``. The median pathwise error ranks deterministic solvers only.
 
         Raises:
-            ConfigError: neither is given, an unknown metric, or no row is good enough: the message has the closest.
+            ConfigError: neither is given, no numbers, an unknown metric, or no row is good enough: the message has the closest.
         """
         metric = self.metric if metric is None else self._check_metric(metric)
         if nfe is None and error is None:
             raise ConfigError("neither nfe nor error was given: recommend(nfe=10), or recommend(error=0.01)")
+        for name, value in (("nfe", nfe), ("error", error)):
+            if value is not None:
+                _check_number(value, name)
         rows = [r for r in self.rows if not r.message and math.isfinite(r.value(metric))]
         if not rows:
             raise ConfigError(f"no row has the metric {metric!r}: expected one of {', '.join(self.metrics)}")
@@ -217,7 +220,8 @@ class Frontier:
         )
 
     def to_csv(self, path: PathLike) -> None:
-        """Writes the rows, under comment lines (# key = value) with settings, floors and parts: ``pandas.read_csv(path, comment="#")``."""
+        """Writes the rows, under comment lines (# key = value) with settings, floors and parts: ``pandas.read_csv(path, comment="#")``.
+        Raises CheckpointWriteError."""
         text = io.StringIO()
         notes = {**self.settings, **{f"floor_{k}": f"{v.mean!r} std {v.std!r}" for k, v in self.floors.items()}}
         for key, value in {**notes, **{f"error_{k}": repr(v.value) for k, v in self.decomposition.items()}}.items():
@@ -232,21 +236,23 @@ class Frontier:
                 m = r.metrics.get(name, NAN)
                 values += [m.value, m.low, m.high]
             writer.writerow(["" if v is None else v for v in values])
-        _write(path, text.getvalue())
+        _files.write_text(Path(path), text.getvalue())
 
     def to_json(self, path: PathLike) -> None:
-        """Writes rows, floors, parts and settings; what is not a number is null."""
+        """Writes rows, floors, parts and settings; what is not a number is null. Raises CheckpointWriteError."""
         content = {
             "settings": self.settings,
             "floors": floors_to_json(self.floors),
             "decomposition": {name: dataclasses.asdict(v) for name, v in self.decomposition.items()},
             "rows": [row.to_json() for row in self.rows],
         }
-        _write(path, json.dumps(without_nan(content), indent=2) + "\n")
+        _files.write_text(Path(path), json.dumps(without_nan(content), indent=2) + "\n")
 
     @classmethod
     def from_json(cls, path: PathLike) -> Frontier:
-        """Reads what ``to_json`` wrote. Raises ConfigError: something else."""
+        """Reads what ``to_json`` wrote. Raises CheckpointNotFound: no such file; ConfigError: something else."""
+        if not Path(path).is_file():
+            raise CheckpointNotFound(f"{path}: no such file, expected what Frontier.to_json wrote")
         try:
             content = json.loads(Path(path).read_text())
             settings = dict(content["settings"])
@@ -262,6 +268,6 @@ class Frontier:
         return name
 
 
-def _write(path: PathLike, text: str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text)
+def _check_number(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise ConfigError(f"{name} = {value!r}, expected a number")

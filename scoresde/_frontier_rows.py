@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .metrics import Interval
+from .recipe import Recipe
 from .solvers import Solver
 
 NAN = Interval(math.nan, math.nan, math.nan, math.nan)
@@ -47,7 +46,7 @@ class Row:
     """One solver on one grid at one budget.
 
     Attributes:
-        sde, solver: their reprs, from which they can be made again.
+        sde, solver: their reprs, from which they can be made again; for "auto" that of the solver or recipe that it was.
         label: short name of the solver, without the tolerances of an adaptive one; or the name it was given.
         grid: name of the time grid; "own" is the solver's own, "adaptive" that of a solver that chooses its own steps.
         steps: number of steps; None for a solver that chooses its own.
@@ -94,6 +93,14 @@ class Row:
             return f"{self.label[:-1]}, rtol={self.solver.partition('rtol=')[2].partition(',')[0].rstrip(')')})"
         return self.label
 
+    @property
+    def known_as(self) -> str:
+        """The name, with the solver where the name does not say it: auto (ReferenceSolver)."""
+        kind, _, arguments = self.solver.partition("(")
+        if kind == "Recipe":
+            kind = f"Recipe({arguments.partition('solver=')[2].partition('(')[0]})"
+        return self.name if kind.partition("(")[0] in self.name or " + " in self.name else f"{self.name} ({kind})"
+
     def to_json(self) -> dict[str, Any]:
         return without_nan(dataclasses.asdict(self))
 
@@ -125,18 +132,20 @@ def finite(interval: Interval) -> Interval:
 
 
 def chooses_steps(solver: Any) -> bool:
-    """Whether a solver chooses its own steps."""
-    return getattr(solver, "default_steps", Solver.default_steps) == 1
+    """Whether a solver chooses its own steps. A recipe of one call has a step all the same."""
+    return not isinstance(solver, Recipe) and getattr(solver, "default_steps", Solver.default_steps) == 1
 
 
 def label_of(solver: Any) -> str:
     """Class name and the arguments that are not the default; those that say how exact an adaptive solver is are left out.
 
     A solver made of two others is known by them: "ReverseDiffusion + Langevin"; one around another holds it: "Picard(DDIM)". Of
-    arguments that are no numbers or words only the class is named, and lists are left out.
+    arguments that are no numbers or words only the class is named, and lists are left out. A recipe is known by its budget.
     """
     if isinstance(solver, str):
         return solver
+    if isinstance(solver, Recipe):
+        return f"Recipe(nfe={solver.nfe})"
     if isinstance(getattr(solver, "label", None), str):
         return solver.label
     if not dataclasses.is_dataclass(solver):
@@ -159,41 +168,6 @@ def label_of(solver: Any) -> str:
     name = type(solver).__name__ if len(others) < 2 else " + ".join(others)
     parts = [*others, *parts] if len(others) == 1 else parts
     return f"{name}({', '.join(parts)})" if parts else name
-
-
-def digest(*values: Any) -> str:
-    """sha256 over values of any kind: tensors and modules by their numbers, dataclasses by their fields, others by repr."""
-    total = hashlib.sha256()
-    for value in values:
-        _digest(value, total)
-    return total.hexdigest()[:16]
-
-
-def _digest(value: Any, total: Any) -> None:
-    total.update(f"{type(value).__qualname__};".encode())
-    if isinstance(value, Tensor):
-        x = value.detach().cpu().contiguous()
-        total.update(f"{x.dtype} {tuple(x.shape)};".encode())
-        total.update(x.reshape(-1).view(torch.uint8).numpy().data)
-    elif isinstance(value, nn.Module):
-        for name, tensor in value.state_dict().items():
-            total.update(name.encode())
-            _digest(tensor, total)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for f in dataclasses.fields(value):
-            total.update(f.name.encode())
-            _digest(getattr(value, f.name), total)
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            total.update(str(key).encode())
-            _digest(value[key], total)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _digest(item, total)
-    elif callable(value):
-        total.update(str(getattr(value, "__qualname__", type(value).__qualname__)).encode())
-    else:
-        total.update(repr(value).encode())
 
 
 # ---- text

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._frontier_rows import chooses_steps, digest, label_of
+from ._digest import digest, plain_repr, solver_digest
+from ._frontier_rows import chooses_steps, label_of
 from .errors import ConfigError, ScoreSDEError, SolverError
 from .model import ScoreModel, slice_cond
 from .noise import PRIOR, Noise, check_ids
 from .recipe import Recipe
-from .sampling import sample
+from .sampling import bind_solver, sample
 from .sde import SDE
 from .solvers import check_solver
 
@@ -34,6 +36,7 @@ class Job:
     grid_name: str
     grid: Grid | None
     budget: int | None
+    key: str = ""  # tells solvers and grids apart, in this process and in another
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Setting:
     t_end: float
     batch_size: int
     cond: dict[str, Any]
+    noise: str = "independent"
     costs: dict[tuple[str, int], int] = field(default_factory=dict, compare=False, repr=False)  # evaluations, once counted
 
     @property
@@ -62,46 +66,86 @@ class Setting:
         return slice_cond(self.cond, lambda v: v[:rows], self.n)
 
 
-def make_jobs(sde: SDE, solvers: Any, grids: Any, budgets: list[int]) -> list[Job]:
+def make_jobs(sde: SDE, solvers: Any, grids: Any, budgets: list[int], t_end: float | None = None) -> list[Job]:
     """Every solver on every grid at every budget. Raises ConfigError."""
-    if isinstance(solvers, dict):
-        given = [(str(label), solver) for label, solver in solvers.items()]
-    else:
-        given = [("", solver) for solver in ([solvers] if isinstance(solvers, str) else solvers)]
+    alone = isinstance(solvers, str) or hasattr(solvers, "step")
+    given = _named([solvers] if alone else solvers, "solvers", "instances or pairs (solver, grid), or a dict of them by label")
     chosen: list[tuple[str, Grid | None]] = [("", None)]
     if grids is not None:
-        named = grids.items() if isinstance(grids, dict) else [(_grid_name(g), g) for g in grids]
-        chosen = [(str(name), _check_grid(g)) for name, g in named]
+        chosen = [(name, _check_grid(g)) for name, g in _named([grids] if callable(grids) else grids, "grids", "functions, or a dict")]
     if not given or not budgets or not chosen:
         raise ConfigError(f"{len(given)} solvers, {len(budgets)} budgets and {len(chosen)} grids: give at least one of each")
     jobs = []
+    labels: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for label, solver in given:
         pairs = chosen
         if isinstance(solver, tuple):
             if len(solver) != 2:
                 raise ConfigError(f"solvers hold a tuple of {len(solver)}, expected (solver, grid)")
             solver, grid = solver
-            pairs = [(_grid_name(grid), _check_grid(grid))]
+            pairs = [("", _check_grid(grid))]
+            if grid is not None and isinstance(solver, Recipe):
+                raise ConfigError(f"a recipe was given with the grid {grid_name(grid)!r}, but has times of its own: give it alone")
         if not (isinstance(solver, str) and solver == "auto"):
             check_solver(solver)
-        label = label or label_of(solver)
-        if chooses_steps(solver):
-            jobs.append(Job(solver, label, "adaptive", None, None))
+        key, label = solver_digest(solver), label or label_of(solver)
+        if chooses_steps(solver):  # with other tolerances it is another point of one line
+            jobs.append(Job(solver, label, "adaptive", None, None, key))
             continue
+        label = _numbered(label, key, labels)
         if isinstance(solver, Recipe):  # it is for one budget, on times of its own
-            jobs.append(Job(solver, label, "own", None, solver.nfe))
+            jobs.append(Job(solver, label, "own", None, solver.nfe, key))
             continue
         own = "own" if isinstance(solver, str) or hasattr(solver, "grid") else sde.default_grid
-        jobs += [Job(solver, label, name if grid else own, grid, budget) for name, grid in pairs for budget in budgets]
-    keys = [(job.label, job.grid_name, job.budget, digest(job.solver)) for job in jobs]
+        for name, grid in pairs:
+            if grid is None:
+                jobs += [Job(solver, label, own, None, budget, key) for budget in budgets]
+                continue
+            spaced = _grid_digest(grid, sde, t_end)
+            name = _numbered(name or grid_name(grid), spaced, names)
+            jobs += [Job(solver, label, name, grid, budget, digest(key, spaced)) for budget in budgets]
+    keys = [(job.label, job.grid_name, job.budget, job.key) for job in jobs]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ConfigError(f"{twice[0]} on the grid {twice[1]!r} is given twice")
     return jobs
 
 
-def _grid_name(grid: Any) -> str:
-    return str(getattr(grid, "__name__", None) or getattr(getattr(grid, "func", None), "__name__", None) or type(grid).__name__)
+def _named(values: Any, what: str, expected: str) -> list[tuple[str, Any]]:
+    """Pairs of a name ("": none was given) and a value. Raises ConfigError."""
+    if isinstance(values, Mapping):
+        return [(str(name), value) for name, value in values.items()]
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ConfigError(f"{what} = {values!r}, expected {expected}")
+    return [("", value) for value in values]
+
+
+def _numbered(name: str, key: str, keys: dict[str, list[str]]) -> str:
+    """The name, with a number from the second of those on that share it though they differ."""
+    same = keys.setdefault(name, [])
+    if key not in same:
+        same.append(key)
+    return f"{name} {same.index(key) + 1}" if same.index(key) else name
+
+
+def _grid_digest(grid: Grid, sde: SDE, t_end: float | None) -> str:
+    """Of a grid's code, and of the times that it gives."""
+    found: list[Any] = [grid]
+    for n in (1, 2, 5, 10):
+        try:
+            found.append(grid(sde, n, end=t_end))
+        except Exception as error:  # the row will say so
+            found.append(type(error).__name__)
+    return digest(*found)
+
+
+def grid_name(grid: Any) -> str:
+    """karras; karras(rho=3) of a ``functools.partial``."""
+    if isinstance(grid, functools.partial):
+        given = [*map(str, grid.args), *(f"{name}={value}" for name, value in grid.keywords.items())]
+        return f"{grid_name(grid.func)}({', '.join(given)})"
+    return str(getattr(grid, "__name__", None) or type(grid).__name__)
 
 
 def _check_grid(grid: Any) -> Grid | None:
@@ -171,7 +215,7 @@ def steps_of(setting: Setting, job: Job) -> tuple[int | None, str]:
         return job.solver.nfe, ""
 
     def cost(steps: int) -> int:
-        key = (digest(job.label, job.solver, job.grid_name, job.grid), steps)
+        key = (job.key, steps)
         if key not in setting.costs:
             with metered(setting.model, free=True) as meter, contextlib.suppress(SolverError):  # one that overflows costs calls too
                 arguments = plan(setting, job, steps)
@@ -203,20 +247,24 @@ class Run:
     overhead: float
     deterministic: bool
     message: str
+    solver: str  # its repr; of "auto", that of what it was
 
 
 def run(setting: Setting, job: Job) -> Run:
     """Draws the samples of one row. Whatever goes wrong in it is its message: other rows go on."""
     model, n, x, steps, deterministic = setting.model, setting.n, None, None, False
+    used = job.solver
     begun, message, meter = time.perf_counter(), "", Meter()
     try:
         steps, message = steps_of(setting, job)
         if not message:
             where = {"t_end": setting.t_end} if steps is None else plan(setting, job, steps)
+            used = resolved(setting, job, where)
             deterministic = _is_deterministic(setting, job, where)
+            how = {"seed": setting.seed, "batch_size": setting.batch_size, **where, **setting.cond}
             with metered(model) as meter:
                 begun = time.perf_counter()
-                x = sample(model, n, solver=job.solver, seed=setting.seed, batch_size=setting.batch_size, **where, **setting.cond)
+                x = sample(model, n, solver=job.solver, noise="independent" if deterministic else setting.noise, **how)
                 x = x.cpu()
     except Exception as error:  # a result too: this solver cannot do it
         message = str(error) if isinstance(error, ScoreSDEError) else f"{type(error).__name__}: {error}"
@@ -233,7 +281,16 @@ def run(setting: Setting, job: Job) -> Run:
         overhead=(seconds - meter.seconds) / timed if timed else math.nan,
         deterministic=deterministic,
         message=message,
+        solver=plain_repr(used),
     )
+
+
+def resolved(setting: Setting, job: Job, where: dict[str, Any]) -> Any:
+    """The solver of a job; of "auto", what it is here."""
+    if not isinstance(job.solver, str):
+        return job.solver
+    steps, times, t_end = (where.get(name) for name in ("steps", "times", "t_end"))
+    return bind_solver(job.solver, setting.model, steps, times, t_end, list(setting.cond))[0]
 
 
 def _is_deterministic(setting: Setting, job: Job, where: dict[str, Any]) -> bool:

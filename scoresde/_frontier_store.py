@@ -26,6 +26,8 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
+        if path is not None and (not isinstance(path, (str, os.PathLike)) or Path(path).is_dir()):
+            raise ConfigError(f"out = {path!r}, expected the name of a file, of JSON lines: rows.jsonl for instance")
         self.path = None if path is None else Path(path)
         self.rows: dict[str, Row] = {}
         self.floors: dict[str, NoiseFloor] | None = None
@@ -35,12 +37,14 @@ class Store:
         if self.path is None:
             return
         lines = self._read(header)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         _files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in [header, *lines]))
 
     def _read(self, header: dict[str, Any]) -> list[dict[str, Any]]:
         """The lines of an earlier run after its header; a last one that was cut off is dropped."""
-        lines = _files.read_lines(self.path) if self.path else []
+        try:
+            lines = _files.read_lines(self.path) if self.path else []
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be read ({error.strerror}): give another file") from None
         parsed: list[dict[str, Any]] = []
         for i, line in enumerate(lines):
             try:

@@ -115,7 +115,7 @@ class Work:
                 figures["discretization"] = excess(reading, NoiseFloor(own, 0.0))
         return Row(
             sde=repr(self.setting.sde),
-            solver=repr(job.solver),
+            solver=found.solver,
             label=job.label,
             grid=job.grid_name,
             steps=found.steps,

@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": "draw samples from a trained model, with any solver",
     "nll": "measure likelihood: bits per dimension of images, with standard errors",
     "bench": "measure sample quality against network calls, for many solvers",
+    "tune": "find the best solver, grid and weights for a number of network calls",
 }
 
 _ABOUT = """Score-based diffusion models in continuous time: choose an SDE, train, sample with any solver,
@@ -27,6 +28,7 @@ First steps:
   scoresde sample run --solver Heun --steps 18 --n 64 --out samples.png
   scoresde nll run --data digits                        bits per dimension of the test images
   scoresde bench run --data digits                      which solver is best for how many network calls
+  scoresde tune run --nfe 10                            make one for ten calls: sample run --steps 10 then uses it
 
 `scoresde COMMAND --help` lists all options of a command, with examples."""
 
@@ -43,10 +45,13 @@ _EXAMPLES = {
   scoresde sample run --label 7 --out sevens.png           after train --conditional""",
     "nll": """  scoresde nll run --data digits
   scoresde nll run --data digits --dequantizations 5 --out result.json
-  scoresde nll run --data digits --n 100 --rtol 1e-3       quick""",
+  scoresde nll run --data digits --n 100 --steps 20        quick""",
     "bench": """  scoresde bench run --data digits
   scoresde bench run --data digits --solvers Heun,DDIM,RK4 --nfe 5,10,20 --out bench
   scoresde bench run --data digits --solvers DPMSolverPP,UniPC --grids log_snr,uniform,karras --samples 200""",
+    "tune": """  scoresde tune run --nfe 10
+  scoresde tune run --nfe 5,8,10,20
+  scoresde sample run --steps 10 --n 64 --out samples.png    uses the recipe for ten calls""",
 }
 
 _SHOWN = {"train": ("sde", "net"), "sample": ("solver",), "nll": ("solver",), "bench": ("solver",)}
@@ -124,11 +129,28 @@ OPTIONS: dict[str, _Options] = {
         ("--split", {"choices": ["test", "train"], "default": "test", "help": "which samples (test)"}),
         ("--n", {"type": int, "metavar": "N", "help": "the first N of them (all)"}),
         ("--dequantizations", {"type": int, "default": 1, "metavar": "N", "help": "noise draws for integer data, averaged (1)"}),
-        ("--solver", {"default": "TorchDiffEq", "metavar": "CLASS", "help": "TorchDiffEq, or Heun, RK4, Euler with --steps"}),
-        ("--rtol", {"type": float, "metavar": "E", "help": "relative tolerance of TorchDiffEq (1e-5)"}),
-        ("--atol", {"type": float, "metavar": "E", "help": "absolute tolerance of TorchDiffEq (that of --rtol)"}),
-        ("--steps", {"type": int, "metavar": "N", "help": "of a solver with fixed steps"}),
-        ("--divergence", {"choices": ["hutchinson", "exact"], "default": "hutchinson", "help": "estimated, or exact and slow"}),
+        (
+            "--solver",
+            {
+                "default": "auto",
+                "metavar": "CLASS",
+                "help": "ReferenceSolver, AdaptiveODE, TorchDiffEq, Heun, RK4, Euler (the first if the run knows its data's moments)",
+            },
+        ),
+        ("--rtol", {"type": float, "metavar": "E", "help": "relative tolerance, of TorchDiffEq unless --solver says another"}),
+        ("--atol", {"type": float, "metavar": "E", "help": "absolute tolerance (that of --rtol)"}),
+        ("--steps", {"type": int, "metavar": "N", "help": "network calls of ReferenceSolver (40), or steps of a solver with fixed ones"}),
+        (
+            "--divergence",
+            {
+                "choices": ["hutchinson", "gaussian", "reference", "hutch++", "exact"],
+                "default": "hutchinson",
+                "help": "of the velocity: estimated in one of four ways, or exact and slow",
+            },
+        ),
+        ("--prior", {"choices": ["standard", "reference"], "default": "standard", "help": "N(0, sigma^2 I), or the moments of data"}),
+        ("--bound", {"type": int, "metavar": "N", "help": "the variational bound too, by N times and noises a sample (none)"}),
+        ("--check", {"type": int, "default": 32, "metavar": "N", "help": "samples on which to estimate the errors of steps and cut (32)"}),
         ("--probes", {"type": int, "default": 1, "metavar": "N", "help": "of the estimate; 2 or more give its standard error (1)"}),
         ("--out", {"metavar": "FILE", "help": "a .json file for the result and all settings"}),
         *_SEED,
@@ -138,11 +160,12 @@ OPTIONS: dict[str, _Options] = {
     "bench": (
         *_RUN,
         *_DATA,
-        ("--solvers", {"metavar": "A,B", "help": "classes with commas between, or auto (eight, and dopri5 at three tolerances)"}),
+        ("--solvers", {"metavar": "A,B", "help": "classes, commas between, or auto (auto and twelve more, dopri5 at three tolerances)"}),
         ("--nfe", {"default": "5,10,20,50,100", "metavar": "N,N", "help": "network calls a sample (5,10,20,50,100)"}),
         ("--grids", {"metavar": "A,B", "help": "own, uniform, quadratic, karras, log_snr: each solver on each (own)"}),
         ("--samples", {"type": int, "metavar": "N", "help": "of each solver (as many as the test set has, at most 1000)"}),
         ("--n", {"type": int, "metavar": "N", "help": "the same as --samples"}),
+        ("--noise", {"choices": ["independent", "path"], "default": "independent", "help": "path: one Brownian path for all budgets"}),
         ("--paths", {"type": int, "metavar": "N", "help": "samples compared with the converged ODE (at most 1000; 0: none, quicker)"}),
         (
             "--features",
@@ -156,6 +179,16 @@ OPTIONS: dict[str, _Options] = {
         ("--overwrite", {"action": "store_true", "help": "drop the finished rows of other settings in FOLDER"}),
         *_SEED,
         *_BATCH,
+        *_MODEL,
+    ),
+    "tune": (
+        *_RUN,
+        ("--nfe", {"default": "10", "metavar": "N,N", "help": "network calls a sample, or several with commas between (10)"}),
+        ("--t_end", {"type": float, "metavar": "T", "help": "where samples stop (what the SDE says)"}),
+        ("--paths", {"type": int, "metavar": "N", "help": "pilot paths, a half of them to judge by (768 for few dimensions, else 128)"}),
+        ("--iterations", {"type": int, "metavar": "N", "help": "of Adam, from each of two starts (what two minutes allow; 0: none)"}),
+        ("--out", {"metavar": "FOLDER", "help": "where recipe-N.json goes (the folder of the run, where `scoresde sample` finds it)"}),
+        *_SEED,
         *_MODEL,
     ),
 }

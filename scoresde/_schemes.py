@@ -81,7 +81,7 @@ LR = 0.02  # of Adam, for nodes and for weights times their number
 
 
 def _order(nfe: int) -> tuple[int, int]:
-    return (2, 0) if nfe <= 8 else (2, 3) if nfe <= 12 else (3, 4)
+    return (2, 0) if nfe <= 8 else (2, 3) if nfe <= 16 else (3, 4)
 
 
 def _scheme(p: Pilots, nfe: int, center: float, width: float, free: bool) -> Scheme:
@@ -98,8 +98,8 @@ def fit_weights(p: Pilots, scheme: Scheme, ridge: float = 1e-4, rounds: int = 3)
     """The scheme with rows of weights fitted one after the other, and the errors at its end, (P/2,).
 
     Row i minimises the sum over pilot paths of u |z(lam_(i+1)) - z_0 - sum_j A_ij f_j|^2, with the f_j at the states of the scheme
-    itself, in units of x at the end. u = 1/residual^2, by iteration, so that a few wild paths do not rule the others. The ridge pulls
-    towards the weights that are there.
+    itself, in units of x at the end. u = 1/residual^2, by iteration, so that a few wild paths do not rule the others; rounds = 0 is
+    plain least squares, for the rms. The ridge pulls towards the weights that are there.
     """
     rows, lam, slopes = p.fit, scheme.lam(), scheme.slopes()
     levels = _levels(p, lam)
@@ -124,13 +124,15 @@ def fit_weights(p: Pilots, scheme: Scheme, ridge: float = 1e-4, rounds: int = 3)
 def _robust(columns: Tensor, residual: Tensor, ridge: float, rounds: int) -> Tensor:
     """d that minimises the sum over samples of u |residual - columns d|^2 + ridge, u = 1/(size of the residual)^2."""
     d = torch.zeros(columns.shape[-1], dtype=columns.dtype, device=columns.device)
-    for _ in range(rounds):
+    for _ in range(max(rounds, 1)):
         size = (residual - columns @ d).square().sum(1)
-        u = 1 / (size + 1e-2 * size.median() + 1e-300)
+        u = 1 / (size + 1e-2 * size.median() + 1e-300) if rounds else torch.ones_like(size)
         weighted = columns * u[:, None, None]
-        G = torch.einsum("pdi,pdj->ij", weighted, columns)
+        # the system is small, and on a GPU lstsq does not have this driver
+        G = torch.einsum("pdi,pdj->ij", weighted, columns).cpu()
         G = G + (ridge * G.diag().clamp_min(1e-300)).diag()
-        d = torch.linalg.lstsq(G, torch.einsum("pdi,pd->i", weighted, residual)[:, None], driver="gelsd").solution[:, 0]
+        right = torch.einsum("pdi,pd->i", weighted, residual).cpu()[:, None]
+        d = torch.linalg.lstsq(G, right, driver="gelsd").solution[:, 0].to(columns)
     return d
 
 
@@ -155,19 +157,23 @@ def untuned(p: Pilots, nfe: int) -> Scheme:
     return _scheme(p, nfe, CENTER * p.reference.scale, p.reference.width, far)
 
 
-def search(p: Pilots, nfe: int) -> Scheme:
-    """The fitted scheme that does best on the fitting paths: a pattern search over centre and width, with and without free node."""
+def search(p: Pilots, nfe: int) -> list[Scheme]:
+    """The fitted schemes that do best on the fitting paths: a pattern search over centre and width, with and without free node.
+
+    First the best by mean log error and the log of the rms together, then the best of each alone, those with the weights of plain
+    least squares, and those of the untuned grid.
+    """
     first = p.model.sde.levels([p.start])[0]
     far = first.sigma > FAR * first.alpha * p.reference.scale
-    tried: dict[tuple[float, float, bool], tuple[float, Scheme]] = {}
+    tried: dict[tuple[float, float, bool], tuple[float, float, Scheme]] = {}
 
     def score(center: float, width: float, free: bool) -> float:
         key = (round(center, 6), round(width, 6), free)
         if key not in tried:
             scheme, error = fit_weights(p, _scheme(p, nfe, center * p.reference.scale, width, free))
-            value = float((error + 1e-12).log().mean() + 0.25 * (error.square().mean() + 1e-24).log())
-            tried[key] = (value if math.isfinite(value) else math.inf, scheme)
-        return tried[key][0]
+            log, rms = float((error + 1e-12).log().mean()), float(0.5 * (error.square().mean() + 1e-24).log())
+            tried[key] = (log, rms, scheme) if math.isfinite(log + rms) else (math.inf, math.inf, scheme)
+        return tried[key][0] + 0.5 * tried[key][1]
 
     at = min(
         ((c, width, free) for c in (0.35, 0.6) for width in (1.0, 1.6, 2.5) for free in ({far, False})),
@@ -180,7 +186,11 @@ def search(p: Pilots, nfe: int) -> Scheme:
         new = min(around, key=lambda key: score(*key))
         step = step if new != at else math.sqrt(step)
         at = new
-    return min(tried.values(), key=lambda found: found[0])[1]
+    ranks: list[Callable[[Any], float]] = [lambda f: f[0] + 0.5 * f[1], lambda f: f[0], lambda f: f[1]]
+    best = {id(found[2]): found[2] for found in (min(tried.values(), key=rank) for rank in ranks)}
+    plain = [_scheme(p, nfe, scheme.center, scheme.width, scheme.free) for scheme in best.values()]
+    plain = [fit_weights(p, scheme, rounds=0)[0] for scheme in (*plain, untuned(p, nfe))]
+    return [*best.values(), *plain, fit_weights(p, untuned(p, nfe))[0]]
 
 
 def polish(p: Pilots, scheme: Scheme, iterations: int, memory: int, shown: Callable[[float], Any]) -> Scheme | None:

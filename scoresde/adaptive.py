@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ._tensor import affine, expand, like, per_sample_rms
 from .errors import ConfigError
-from .noise import BROWNIAN_LEVELS
+from .noise import BROWNIAN_LEVELS, STEP, on_path
 from .sde import SDE, Level
 from .solvers import Draw, Solver, _check_eta, check_tolerances
 
@@ -251,9 +251,10 @@ class AdaptiveSDE(Solver):
     0.9 h error^(-2/3), since the difference shrinks as h^(3/2) (the paper's exponent 0.9 rejects more). Two calls a step; every
     sample has its own u, h and error.
 
-    W is one Brownian path a sample, a function of (seed, sample id) (``Noise.brownian``), looked up wherever a step ends: a
-    rejected step and the shorter one after it see the same path, and so do solves with other tolerances. Nothing is drawn anew, so
-    rejection does not bias the noise.
+    The noise is one Brownian path a sample over lam = log(alpha/sigma), a function of (seed, sample id) (``Noise.brownian``), looked
+    up wherever a step ends; dW(u) is its increment times sqrt(|du/dlam|). A rejected step and the shorter one after it see the same
+    path, so rejection does not bias the noise. It is the path of ``noise="path"``, whatever ``noise`` is: other tolerances, and
+    ``EulerMaruyama`` or ``Ancestral`` with ``noise="path"``, solve the same equation with the same noise.
 
     Args:
         rtol, atol: tolerance of one step; atol 0.0078 is one level of 256 on [-1, 1].
@@ -261,7 +262,7 @@ class AdaptiveSDE(Solver):
         max_nfe: network calls allowed for one sample.
 
     Failures as for ``AdaptiveODE``. Raises ConfigError: a tolerance that is not positive, eta outside (0, infinity), times that
-    increase (``log_prob``).
+    increase (``log_prob``) or lie closer than 2^-20 of the path, a place without a path (within ``Restart`` or ``Picard``).
     """
 
     rtol: float = 0.02
@@ -270,6 +271,7 @@ class AdaptiveSDE(Solver):
     max_nfe: int = 10_000
     default_steps: ClassVar[int] = 1
     per_sample: ClassVar[bool] = True
+    on_path: ClassVar[bool] = True  # needs ``noise.brownian``
 
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, self.max_nfe)
@@ -283,15 +285,22 @@ class AdaptiveSDE(Solver):
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: _Progress, noise: Any) -> tuple[Tensor, _Progress]:
         if not s < t:
             raise ConfigError(f"{self} runs from noise to data only; use AdaptiveODE, TorchDiffEq or Heun the other way")
+        if not hasattr(noise, "brownian"):
+            raise ConfigError(f"{self} needs a Brownian path to return to, and has none here: use it as the solver, not inside of one")
         path = _Path(model.sde, t, s)
         start, end = (math.asinh(level.sigma / level.alpha) for level in (t, s))
-        ticks = 1 << BROWNIAN_LEVELS
-        tick = (start - end) / ticks  # u is start - k tick for an integer k, so that W is known there
+        # lam is first + k tick for an integer k, so that W is known there: the clock of noise="path"
+        first, last, *lam = (math.log(u.alpha / u.sigma) for u in [*model.sde.levels([model.sde.t_max, model.sde.t_min]), t, s])
+        k_t, k_s = (on_path(min(max(v - first, 0.0), last - first), last - first) for v in lam)
+        if k_s <= k_t:
+            raise ConfigError(f"{self} from t = {float(t):.6g} to {float(s):.6g}: too short for the Brownian path; take fewer steps")
+        tick = (last - first) / (1 << BROWNIAN_LEVELS)
         before, nfe, look = state.nfe, state.nfe, 1 if x.device.type == "cpu" else LOOK_EVERY
         h = torch.where(state.h > 0, state.h, 0.05)
 
         def u_of(k: Tensor) -> Tensor:
-            return torch.where(k == ticks, end, start - tick * k.double())
+            inside = (-first - tick * k.double()).exp().asinh()
+            return torch.where(k == k_s, end, torch.where(k == k_t, start, inside))
 
         def drift(y: Tensor, u: Tensor) -> Tensor:
             """cos(theta) v + eta^2 eps."""
@@ -307,8 +316,8 @@ class AdaptiveSDE(Solver):
         y = _scaled(model, x, 1 / math.hypot(t.alpha, t.sigma))
         good = _finite_rows(y)
         y = _only(good, y, 0.0)
-        k = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        w, y_before = torch.zeros_like(y, dtype=torch.float64), y
+        k = torch.full((len(x),), k_t, dtype=torch.int64, device=x.device)
+        w, y_before = noise.brownian(k, STEP), y
         why = torch.zeros_like(k).masked_fill(~good, NOT_FINITE)
         why, active = _stop(good, nfe + 2 > self.max_nfe, why, TOO_MANY)
         for i in range(self.max_nfe):
@@ -316,14 +325,18 @@ class AdaptiveSDE(Solver):
                 break
             nfe = nfe + 2 * active
             # the end of the step, rounded to an eighth of it at most: W there takes a few levels of the tree, not all
-            want = (h / tick).clamp(8.0, float(ticks))
+            u = u_of(k)
+            ahead = (-(u - h).clamp_min(end).sinh().log() - first) / tick - k
+            want = ahead.clamp(8.0, float(k_s - k_t))
             grain = (want.log2().floor().exp2() / 8).long().clamp_min(1)
-            aim = (((k + want) / grain).round().long() * grain).clamp_max(ticks)
+            aim = (((k + want) / grain).round().long() * grain).clamp_max(k_s).masked_fill(u - h <= end, k_s)
             aim = torch.where(active, aim, k)
-            u, u_s = u_of(k), u_of(aim)
+            u_s = u_of(aim)
             du = expand(u_s - u, y).to(y.dtype)
-            w_s = noise.brownian(aim)
-            dw = ((w_s - w) * math.sqrt(start - end)).to(y.dtype)
+            w_s = noise.brownian(aim, STEP)
+            # W of the tree has the variance (aim - k) 2^-LEVELS, dW(u) that of the step in u
+            stretch = ((u - u_s) / (aim - k).clamp_min(1) * (1 << BROWNIAN_LEVELS)).sqrt()
+            dw = ((w_s - w) * expand(stretch, y)).to(y.dtype)
             euler = torch.addcmul(y, du, drift(y, u)).addcmul_(diffusion(u), dw)
             other = torch.addcmul(y, du, drift(euler, u_s)).addcmul_(diffusion(u_s), dw)
             better = (euler + other) / 2
@@ -333,9 +346,9 @@ class AdaptiveSDE(Solver):
             y, y_before, w = _only(accepted, better, y), _only(accepted, euler, y_before), _only(accepted, w_s, w)
             k = torch.where(accepted, aim, k)
             factor = (0.9 * error.clamp_min(1e-6) ** (-2 / 3)).clamp(0.1, 5.0)
-            done = accepted & (aim == ticks)
+            done = accepted & (aim == k_s)
             h = torch.where(active & ~done, (u - u_s) * factor, h)
-            why, active = _stop(active & ~done, ~accepted & (h < 8 * tick), why, UNDERFLOW)
+            why, active = _stop(active & ~done, ~accepted & (want <= 8), why, UNDERFLOW)
             why, active = _stop(active, nfe + 2 > self.max_nfe, why, TOO_MANY)
         state = _Progress(h, state.error, nfe, state.failures)
         return _finish(self, model, path, y, why, u_of(k).sinh().atan(), before, state, noise)

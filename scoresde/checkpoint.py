@@ -32,7 +32,7 @@ from .errors import (
 )
 from .model import NetworkModel, ScoreModel
 from .parameterization import Parameterization
-from .recipe import Recipe
+from .recipe import Recipe, fingerprint
 from .reference import GaussianReference
 from .sde import SDE
 from .transform import Transform
@@ -110,20 +110,27 @@ def load(
     model.load_state_dict(weights)
     if reference is not None:
         model.reference = reference
-    model.recipes = {**model.recipes, **_recipes(Path(path), model)}
+    model.recipes = {**model.recipes, **_recipes(_root(Path(path)), model)}
     return model.eval()
+
+
+def _root(path: Path) -> Path:
+    """The folder of a run, of the run itself or of one checkpoint in it."""
+    return path.absolute().parent if (path / "config.json").exists() else path.absolute()
 
 
 def _recipes(root: Path, model: ScoreModel) -> dict[int, Recipe]:
     """The recipes beside a checkpoint that were made for this model; a damaged one is passed over, with a warning."""
-    found = {}
-    for file in sorted(root.glob("recipe-*.json")):
+    found: dict[int, Recipe] = {}
+    files = sorted(root.glob("recipe-*.json"))
+    weights = fingerprint(model) if files else ""
+    for file in files:
         try:
             recipe = Recipe.load(file)
         except CheckpointError as error:
             warnings.warn(f"{error}; it is passed over, tune makes a new one", stacklevel=3)
             continue
-        if not recipe.mismatch(model):
+        if not recipe.mismatch(model, weights):
             found[recipe.nfe] = recipe
     return found
 

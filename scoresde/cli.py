@@ -1,4 +1,4 @@
-"""The command line: ``scoresde demo | train | sample | nll | bench``. ``scoresde COMMAND --help`` explains each.
+"""The command line: ``scoresde demo | train | sample | nll | bench | tune``. ``scoresde COMMAND --help`` explains each.
 
 Exit codes: 0; 2 for a command that makes no sense (unknown option, name or value); 1 for one that failed; 130 on Ctrl-C and 143
 on SIGTERM. Errors are one line on stderr; ``--debug`` adds the traceback.
@@ -26,15 +26,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _classes, _demo, checkpoint, likelihood, plot, train
+from . import _classes, _demo, checkpoint, likelihood, plot, train, tuning
 from . import data as datasets
 from . import grid as grids
 from ._options import COMMANDS, OPTIONS, make_parser
 from ._tensor import check_positive_int
+from .elbo import elbo
 from .errors import ConfigError, ScoreSDEError
 from .features import fit_features
 from .frontier import SOLVERS, format_table, frontier, without_nan
 from .model import NetworkModel, ScoreModel, count_evaluations
+from .reference import GaussianReference
 from .sampling import default_batch_size, sample
 
 PICTURES, ARRAYS = (".png", ".pdf", ".svg"), (".npz", ".npy")
@@ -92,7 +94,8 @@ def _run(arguments: list[str]) -> None:
         torch.set_num_threads(check_positive_int(a.threads, "threads"))
     a.progress = a.progress != "off"
     a.options = {kind: dotted.get(kind, {}) for kind in _classes.KINDS}
-    {"demo": _run_demo, "train": _run_train, "sample": _run_sample, "nll": _run_nll, "bench": _run_bench}[parsed.command](a)
+    commands = {"demo": _run_demo, "train": _run_train, "sample": _run_sample, "nll": _run_nll, "bench": _run_bench, "tune": _run_tune}
+    commands[parsed.command](a)
 
 
 # ---- commands: a holds the options, a.options the dotted ones by kind
@@ -108,7 +111,7 @@ def _run_train(a: Any) -> None:
         raise ConfigError(f"--conditional, but {a.data} has no labels: leave it out")
     sde = _classes.make("sde", a.sde, a.options["sde"])
     with torch.random.fork_rng(devices=[]):  # the seed is that of the initial weights too
-        torch.manual_seed(a.seed)
+        torch.default_generator.manual_seed(a.seed)  # torch.manual_seed would seed all GPUs, too
         net = _network(a, data.event_shape, data.classes if a.conditional else None)
     model = NetworkModel(net, sde, data.event_shape, a.parameterization, data.transform)
     size = sum(p.numel() for p in net.parameters())
@@ -187,33 +190,50 @@ def _run_sample(a: Any) -> None:
 def _run_nll(a: Any) -> None:
     tolerances = {"rtol": a.rtol, "atol": a.rtol if a.atol is None else a.atol}
     given = {name: repr(value) for name, value in tolerances.items() if value is not None}
-    solver = _classes.make("solver", a.solver, {**given, **a.options["solver"]})
+    solver = None  # the best for the model
+    if a.solver != "auto" or given or a.options["solver"]:
+        solver = _classes.make("solver", "TorchDiffEq" if a.solver == "auto" else a.solver, {**given, **a.options["solver"]})
     data = datasets.load(a.data)
     model = _load(a, data)
+    model.weights = "raw" if a.raw else "averaged"  # type: ignore[assignment]
+    if model.reference is None:  # of a run from before there were references: any is right, this one is fast
+        model.reference = GaussianReference.fit(data)
     x, labels = (data.test, data.test_labels) if a.split == "test" else (data.train, data.labels)
     if not len(x):
         raise ConfigError(f"--split {a.split}: {a.data} has no {a.split} samples")
     x = x if a.n is None else x[: check_positive_int(a.n, "n")]
     cond = {"label": labels[: len(x)]} if labels is not None and _classes_of(model) else {}
     how = {"solver": solver, "steps": a.steps, "divergence": a.divergence, "probes": a.probes, "seed": a.seed}
-    how |= {"batch_size": a.batch_size, "progress": a.progress, **cond}
+    how |= {"batch_size": a.batch_size, "progress": a.progress, "check": a.check, "prior": None if a.prior == "standard" else a.prior}
+    how |= cond
     start = time.perf_counter()
     if data.transform is not None:
         b = likelihood.bits_per_dim(model, x, data.transform, dequantizations=a.dequantizations, **how)
         result: dict[str, Any] = {"bits_per_dim": b.mean, "std_error": b.std_error, "dequantization_std": b.dequantization_std}
-        result |= {"probe_std_error": b.probe_std_error, "network_calls": b.nfe, **b.settings}
-        line = f"{b.mean:.4f} +- {b.std_error:.4f} bits/dim"
+        result |= {"probe_std_error": b.probe_std_error, "network_calls": b.nfe}
+        report, line = b.report(), f"{b.mean:.4f} +- {b.std_error:.4f} bits/dim"
     else:
         r = likelihood.log_prob(model, x.to(model.device, model.dtype), **how)
         log_p = r.log_prob.cpu()
         error = float(log_p.std()) / math.sqrt(len(x)) if len(x) > 1 else math.nan
         result = {"log_prob": float(log_p.mean()), "std_error": error, "unit": "nats a sample", "network_calls": r.nfe}
-        result |= {"solver": repr(solver), "divergence": a.divergence, "probes": a.probes, "t_min": model.sde.t_min, "seed": a.seed}
-        line = f"{result['log_prob']:.4f} +- {error:.4f} nats, log-likelihood a sample"
-    result |= {"sde": repr(model.sde), "run": a.run, "data": a.data, "split": a.split, "samples": len(x)}
+        report, line = r.report(), f"{result['log_prob']:.4f} +- {error:.4f} nats, log-likelihood a sample"
+    if a.bound is not None:
+        common = {"batch_size": a.batch_size, "progress": a.progress, "seed": a.seed, **cond}
+        common |= {"prior": how["prior"], "draws": check_positive_int(a.bound, "bound")}
+        points = x if data.transform is not None else x.to(model.device, model.dtype)
+        below = elbo(model, points, data.transform, **common)
+        result |= {"bound": below.mean, "bound_std_error": below.std_error, "bound_draw_std_error": below.draw_std_error}
+        line += f"; variational bound {below.mean:.4f} +- {below.std_error:.4f}"
+    settings = dict(report.settings)
+    settings["data_hash"] = settings.pop("data")
+    result |= {**settings, "run": a.run, "data": a.data, "split": a.split, "samples": len(x)}
     result["seconds"] = round(time.perf_counter() - start, 2)
-    figures = [(key, f"{value:.6g}" if isinstance(value, float) else str(value)) for key, value in result.items()]
-    print(f"{format_table(('quantity', 'value'), figures)}\n\n{line} (mean and standard error over {len(x)} samples)")
+    shown = [(key, value) for key, value in result.items() if not isinstance(value, dict)]
+    figures = [(key, f"{value:.6g}" if isinstance(value, float) else str(value)) for key, value in shown]
+    print(f"{format_table(('quantity', 'value'), figures)}\n\n{report.table()}")
+    print(f"\n{line} (mean and standard error over {len(x)} samples)")
+    result["budget"] = {term.name: term.value for term in report.terms}
     if a.out is not None:
         Path(a.out).parent.mkdir(parents=True, exist_ok=True)
         Path(a.out).write_text(json.dumps(without_nan(result), indent=2) + "\n")
@@ -221,10 +241,7 @@ def _run_nll(a: Any) -> None:
 
 
 def _run_bench(a: Any) -> None:
-    try:
-        budgets = [int(part) for part in a.nfe.split(",")]
-    except ValueError:
-        raise ConfigError(f"--nfe {a.nfe}: expected integers, 5,10,20 for instance") from None
+    budgets = _integers(a.nfe, "nfe")
     solvers = list(SOLVERS) if a.solvers is None else [_solver_of(name.strip()) for name in a.solvers.split(",")]
     spaced = None if a.grids is None else {name.strip(): _grid_of(name.strip()) for name in a.grids.split(",")}
     data = datasets.load(a.data)
@@ -254,6 +271,7 @@ def _run_bench(a: Any) -> None:
             grids=spaced,
             samples=n,
             seed=a.seed,
+            noise=a.noise,
             features=features,
             transform=data.transform,
             paths=a.paths,
@@ -283,6 +301,35 @@ def _grid_of(name: str) -> Any:
     if name not in names:
         raise ConfigError(f"--grids {name}: expected own, {', '.join(names)}{_classes.did_you_mean(name, names)}")
     return getattr(grids, name)
+
+
+def _run_tune(a: Any) -> None:
+    budgets = _integers(a.nfe, "nfe")
+    model = _load(a)
+    if isinstance(model, NetworkModel) and _classes_of(model):
+        print("the recipe is for samples without a label; with one it works too, but was not made for it")
+    out = Path(a.run) if a.out is None else Path(a.out)
+    rows = []
+    for nfe in budgets:
+        recipe = tuning.tune(
+            model, nfe, t_end=a.t_end, paths=a.paths, iterations=a.iterations, seed=a.seed, out=out, progress=a.progress
+        )
+        r = recipe.report
+        figures = (r["median_error"], r["built_in_median_error"], r["rms_error"], r["built_in_rms_error"])
+        rows.append((str(nfe), type(recipe.solver).__name__, *(f"{v:.4g}" for v in figures)))
+    header = ("NFE", "solver", "median error", "best untuned", "rms error", "best untuned")
+    print(format_table(header, rows))
+    print("\ndistances to the model's own converged ODE at t_end, on paths that the fit did not see")
+    print(f"in {out}: {', '.join(f'recipe-{nfe}.json' for nfe in budgets)}. Next:")
+    print(f"  scoresde sample {a.run} --steps {budgets[0]} --n 64 --out samples.png")
+
+
+def _integers(text: str, name: str) -> list[int]:
+    """Positive integers with commas between. Raises ConfigError."""
+    try:
+        return [check_positive_int(int(part), name) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--{name} {text}: expected positive integers, 5,10,20 for instance") from None
 
 
 # ---- parts

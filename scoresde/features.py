@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _files
+from ._bars import bar
 from ._batches import permutation
 from ._tensor import check_data, check_positive, check_positive_int
 from .data import Data
@@ -83,11 +84,11 @@ class FeatureExtractor(nn.Module):
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes weights and sizes as one safetensors file, atomically. Raises OSError."""
+        """Writes weights and sizes as one safetensors file, atomically. Raises CheckpointWriteError."""
         settings = json.dumps({"args": self._arguments()})
         coded = torch.frombuffer(bytearray(settings.encode()), dtype=torch.uint8)
         content = _files.encode_tensors({**self.state_dict(), "settings": coded}, "weight")
-        write_whole(Path(path), content)
+        _files.write_bytes(Path(path), content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FeatureExtractor:
@@ -109,14 +110,6 @@ class FeatureExtractor(nn.Module):
         names = ("classes", "features", "width", "name")
         accuracy = self.accuracy if math.isfinite(self.accuracy) else None
         return {name: getattr(self, name) for name in names} | {"event_shape": list(self.event_shape), "accuracy": accuracy}
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file atomically, and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _convolutions(shape: tuple[int, ...], width: int) -> tuple[list[nn.Module], int]:
@@ -160,9 +153,11 @@ def fit_features(
         progress: show a progress bar.
 
     Raises:
-        ConfigError: data without labels or with one class, sizes that are no positive integers.
+        ConfigError: data that are no ``Data``, without labels or with one class, sizes that are no positive integers.
         NonFiniteError: the loss is not finite: a smaller learning rate is needed.
     """
+    if not isinstance(data, Data):
+        raise ConfigError(f"data is a {type(data).__name__}, expected a Data with labels: scoresde.data.Data(train, test, labels=...)")
     if data.labels is None or (data.classes or 0) < 2:
         raise ConfigError(f"{data.name} has no labels of two classes at least: features are those of a classifier, give your own")
     n, check = len(data.train), check_positive_int(batch_size, "batch_size")
@@ -170,12 +165,12 @@ def fit_features(
     total = max(200, min(600, 20 * n // size)) if steps is None else check_positive_int(steps, "steps")
     check_positive(lr, "lr")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(check_seed(seed) % (1 << 63))
+        torch.default_generator.manual_seed(check_seed(seed) % (1 << 63))  # torch.manual_seed would seed all GPUs, too
         extractor = FeatureExtractor(data.event_shape, data.classes or 0, features, width, data.name)
     optimizer = torch.optim.AdamW(extractor.parameters(), lr=lr, weight_decay=1e-2)
     per_epoch = max(1, n // size)
     order, epoch = torch.empty(0), -1
-    with torch.inference_mode(False), torch.enable_grad(), _bar(progress, total) as bar:
+    with torch.inference_mode(False), torch.enable_grad(), bar(progress, total, "features", "step") as advance:
         for k in range(total):
             if k // per_epoch != epoch:
                 epoch = k // per_epoch
@@ -192,7 +187,7 @@ def fit_features(
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise NonFiniteError(f"the classifier's loss is not finite in step {k}: take a learning rate below {lr}")
-                bar(k + 1, value)
+                advance(k % 50 + 1, f"loss={value:.3f}")
     extractor.eval().requires_grad_(False)
     if len(data.test) and data.test_labels is not None:
         found = extractor.classify(_floats(data, data.test, seed, torch.arange(len(data.test)), 0))
@@ -202,29 +197,6 @@ def fit_features(
 
 def _floats(data: Data, x: Tensor, seed: int, ids: Tensor, draw: int) -> Tensor:
     return x.float() if data.transform is None else data.transform.dequantize(x, seed, ids, draw)
-
-
-class _bar:
-    """A tqdm bar over steps, as a context manager that gives a function (steps done, loss); nothing when not shown."""
-
-    def __init__(self, show: bool, total: int) -> None:
-        self.bar: Any = None
-        if show:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=total, desc="features", unit="step", leave=False)
-
-    def __enter__(self) -> Any:
-        return self._set
-
-    def _set(self, done: int, loss: float) -> None:
-        if self.bar is not None:
-            self.bar.update(done - self.bar.n)
-            self.bar.set_postfix(loss=f"{loss:.3f}")
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def features_name(features: Any) -> str:

@@ -13,57 +13,68 @@ What is wrong with samples comes apart as score error + prior error + truncation
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._bars import bar
+from ._digest import digest, plain_repr, solver_digest
+from ._frontier_judge import NEIGHBOURS
 from ._frontier_report import Frontier, Recommendation
-from ._frontier_rows import Row, digest, format_table, label_of, without_nan
-from ._frontier_run import Setting, make_jobs
+from ._frontier_rows import Row, format_table, label_of, without_nan
+from ._frontier_run import Job, Setting, make_jobs, plan, resolved
 from ._frontier_store import Store
 from ._frontier_work import Samples, Work
 from ._tensor import check_data, check_positive_int
 from .adapters import TorchDiffEq
-from .errors import ConfigError
-from .features import features_name
+from .errors import ConfigError, DTypeError, ShapeError
+from .features import FeatureExtractor, features_name
 from .grid import default_end, uniform
 from .model import ScoreModel
-from .multistep import DPMSolverPP, UniPC
+from .multistep import DEIS, DPMSolverPP, UniPC
 from .noise import check_seed
-from .sampling import _check_model, default_batch_size
-from .solvers import DDIM, Ancestral, Euler, EulerMaruyama, Heun, Langevin, PredictorCorrector, ReverseDiffusion, Solver
+from .sampling import _check_model, _check_noise, default_batch_size
+from .solvers import DDIM, Ancestral, Euler, EulerMaruyama, Heun, Langevin, PredictorCorrector, ReverseDiffusion, check_solver
+from .stochastic import SASolver, StochasticExponential
 from .transform import Transform
 
 __all__ = ["NFE", "SOLVERS", "Frontier", "Recommendation", "Row", "format_table", "frontier", "label_of", "without_nan"]
 
 NFE = (5, 8, 10, 15, 20, 35, 50, 100)
-SOLVERS: tuple[Solver, ...] = (
+SOLVERS: tuple[Any, ...] = (  # the best that is known for the model, and well-known ones
+    "auto",
     Euler(),
     DDIM(),
     Heun(),
-    DPMSolverPP(),
+    DPMSolverPP(2),
+    DPMSolverPP(3),
     UniPC(),
+    DEIS(),
     EulerMaruyama(),
     Ancestral(),
     PredictorCorrector(ReverseDiffusion(), Langevin()),
+    SASolver(),
+    StochasticExponential(),
     TorchDiffEq(rtol=1e-1, atol=1e-1),
     TorchDiffEq(rtol=1e-2, atol=1e-2),
     TorchDiffEq(rtol=1e-3, atol=1e-3),
 )
 
+
 def frontier(
     model: ScoreModel,
     reference: Tensor | None = None,
     *,
-    solvers: Iterable[Any] | Mapping[str, Any] | None = None,
-    nfe: Sequence[int] = NFE,
+    solvers: Any = None,
+    nfe: int | Sequence[int] = NFE,
     samples: int | None = None,
     seed: int = 0,
-    grids: Iterable[Any] | Mapping[str, Any] | None = None,
+    noise: str = "independent",
+    grids: Callable[..., Tensor] | Iterable[Any] | Mapping[str, Any] | None = None,
     pool: Tensor | None = None,
     features: Callable[[Tensor], Tensor] | None = None,
     transform: Transform | None = None,
@@ -96,12 +107,17 @@ def frontier(
     Args:
         model: a ScoreModel.
         reference: real samples, held out of training (M, *event_shape): levels (with ``transform``) or model-space floats.
-        solvers: instances, (solver, grid) pairs, "auto", or a dict of them by label; None: ``SOLVERS``, eleven well-known ones.
-        nfe: budgets, network calls a sample.
+        solvers: one, or several: instances, (solver, grid) pairs, "auto", or a dict of them by label. A ``Recipe`` runs once, at
+            its own budget on its own times. "auto" is what ``sample`` makes of it for each budget; ``Row.solver`` says what that
+            was. None: ``SOLVERS``, "auto" and fifteen well-known ones.
+        nfe: budgets, network calls a sample; or one.
         samples: of each row; None: as many as the reference has, at most 1,000 and half of the pool; 2,000 without a reference.
         seed: of all noise and of resampling; the noise is the same for all.
-        grids: functions (sde, n, start=None, end=None) -> times to cross the solvers with, or a dict of them by name; None among
-            them, or instead of them, is the solver's own grid, or the SDE's.
+        noise: of stochastic solvers, as for ``sample``: with "path" all budgets follow one Brownian path a sample, so that a line
+            shows what more steps do and not other draws. A draw then costs 20 independent ones: nothing beside most networks, but
+            five to ten times all else for an exact model of a few dimensions.
+        grids: functions, or one, (sde, n, start=None, end=None) -> times to cross the solvers with, or a dict of them by name; None among
+            them, or instead of them, is the solver's own grid, or the SDE's. What shares a name gets a number.
         pool: other real samples of the same kind, at least 2 ``samples``, for the noise floors; the training data will do.
         features: samples (B, *event) in model space -> (B, F); ``scoresde.features.fit_features`` trains one.
         transform: of integer levels; None: that of the model.
@@ -112,17 +128,20 @@ def frontier(
         resamples: of bootstrap intervals.
         splits: sets of real samples for each noise floor.
         batch_size: as for ``sample``.
-        out: file of JSON lines that finished rows are added to, and read from by a later call with the same settings.
+        out: file of JSON lines that finished rows are added to, and read from by a later call with the same settings. A row is
+            found again by what its solver and grid are and do, not by their names: after ``tune`` or an edit it is made anew.
         progress: show a progress bar.
         **cond: for the network; a tensor with first dimension ``samples`` is per sample.
 
     Raises:
         ConfigError: arguments that make no sense, no reference for a model that is not exact, levels without a transform, a file of
             other settings.
-        ShapeError, DTypeError, NonFiniteError: a wrong reference or pool.
+        ShapeError, DTypeError, NonFiniteError: a wrong reference or pool, conditions of another number of samples.
+        CheckpointWriteError: ``out`` cannot be written.
     """
     _check_model(model)
     check_seed(seed)
+    _check_noise(noise)
     target = getattr(model, "target", None)
     target = target if hasattr(target, "log_prob_at") and hasattr(target, "sample") else None
     if reference is None and target is None:
@@ -130,8 +149,10 @@ def frontier(
     if transform is None and isinstance(reference, Tensor) and not reference.is_floating_point():
         transform = getattr(model, "transform", None)
     end = default_end(model.sde) if t_end is None else t_end
-    budgets = [check_positive_int(budget, "nfe") for budget in nfe]
-    jobs = make_jobs(model.sde, SOLVERS if solvers is None else solvers, grids, budgets)
+    end = float(uniform(model.sde, 1, end=end)[-1])  # checks it
+    given = [nfe] if isinstance(nfe, (int, str)) or not isinstance(nfe, Iterable) else nfe
+    budgets = [check_positive_int(budget, "nfe") for budget in given]
+    jobs = make_jobs(model.sde, SOLVERS if solvers is None else solvers, grids, budgets, end)
     real = None if reference is None else _model_space(reference, transform, model, seed, "reference")
     exact_pool = None if pool is None else _model_space(pool, transform, model, seed + 1, "pool")
     if samples is None:
@@ -140,26 +161,33 @@ def frontier(
     if exact_pool is not None and len(exact_pool) < 2 * n:
         raise ConfigError(f"samples = {n} and a pool of {len(exact_pool)}: expected a pool of at least twice that, to choose from")
     count = min(n, 1000) if paths is None else (0 if paths == 0 else min(check_positive_int(paths, "paths"), n))
+    _check_features(features, n, real)
+    for name, value in cond.items():
+        if isinstance(value, Tensor) and value.ndim and value.shape[0] not in (1, n):
+            raise ShapeError(f"condition {name!r} has shape {tuple(value.shape)} for samples = {n}: expected ({n}, ...)")
     size = default_batch_size(model.event_shape) if batch_size is None else check_positive_int(batch_size, "batch_size")
-    setting = Setting(model, n, seed, float(end), size, cond)
-    uniform(model.sde, 1, end=setting.t_end)  # checks it
+    setting = Setting(model, n, seed, end, size, cond, noise)
     data = Samples(setting, real, exact_pool, target, check_positive_int(splits, "splits"))
-    if converged is None and count:
+    if converged is not None:
+        check_solver(converged, "converged")
+    else:
         converged = TorchDiffEq("dopri8", 1e-10, 1e-10) if target is not None else TorchDiffEq("dopri5", 1e-5, 1e-5)
     settings = {
-        "model": f"{type(model).__name__} {digest(model)}",
-        "sde": repr(model.sde),
+        "model": f"{type(model).__name__} {digest(model, _levels(model))}",
+        "gaussian": repr(model.reference),
+        "sde": plain_repr(model.sde),
         "event_shape": list(model.event_shape),
         "samples": n,
         "reference": len(data.reference),
         "reference_digest": digest(data.reference),
         "pool": None if exact_pool is None else f"{len(exact_pool)} {digest(exact_pool)}",
         "transform": None if transform is None else repr(transform),
-        "features": features_name(features),
+        "features": _features_text(features),
         "seed": seed,
+        "noise": noise,
         "t_end": setting.t_end,
         "paths": count,
-        "converged": repr(converged) if count else "none",
+        "converged": plain_repr(converged) if count else "none",
         "projections": check_positive_int(projections, "projections"),
         "resamples": check_positive_int(resamples, "resamples"),
         "splits": splits,
@@ -172,54 +200,60 @@ def frontier(
     store = Store(out, settings)
     work = Work(setting, data, target, features, projections, resamples, count, converged, store)
     rows = []
-    with _bar(progress, len(jobs)) as bar:
+    with bar(progress, len(jobs), "frontier", "solve") as advance:
         for job in jobs:
-            key = digest(job.solver, job.label, job.grid_name, job.grid, job.budget)
-            bar(f"{job.label} {job.grid_name} {job.budget or ''}")
+            key = _key(setting, job)
+            advance(0, f"{job.label} {job.grid_name} {job.budget or ''}")
             if key not in store.rows:
                 row = work.row(job)
                 store.add(key=key, row=row.to_json())
                 store.rows[key] = row
-            rows.append(store.rows[key])
+            rows.append(dataclasses.replace(store.rows[key], label=job.label, grid=job.grid_name))  # names may be others today
+            advance()
         floors, parts, own_error = work.summary()
     settings["converged_error"] = own_error
     return Frontier(tuple(rows), floors, parts, settings, tuple(jobs), model.sde)
+
+
+def _key(setting: Setting, job: Job) -> str:
+    """What a row is found by in a file. "auto" is another solver once the model has been tuned."""
+    if not isinstance(job.solver, str):
+        return digest(job.key, job.budget)
+    try:
+        used = resolved(setting, job, plan(setting, job, job.budget or 1))
+    except Exception as error:  # the row will say so
+        return digest(job.key, job.budget, type(error).__name__)
+    return digest(job.key, job.budget, solver_digest(used))
+
+
+def _levels(model: ScoreModel) -> list[tuple[float, float]]:
+    """What the SDE is, whatever its code says: alpha and sigma at some times."""
+    sde = model.sde
+    return [(t.alpha, t.sigma) for t in sde.levels(torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64))]
+
+
+def _features_text(features: Any) -> str:
+    name = features_name(features)
+    return name if features is None or isinstance(features, FeatureExtractor) else f"{name}, {digest(features)}"
+
+
+def _check_features(features: Any, n: int, real: Tensor | None) -> None:
+    if features is None:
+        return
+    if not callable(features):
+        raise ConfigError(f"features = {features!r}, expected a function (B, *event) -> (B, F), as scoresde.features.fit_features trains")
+    if real is not None and min(n, len(real)) <= NEIGHBOURS:
+        raise ConfigError(
+            f"samples = {n} and a reference of {len(real)}: precision and recall in features need more than {NEIGHBOURS} of each"
+        )
 
 
 def _model_space(x: Tensor, transform: Transform | None, model: ScoreModel, seed: int, name: str) -> Tensor:
     """Real samples as float64 in model space, on the CPU; levels are dequantized."""
     if transform is None:
         return check_data(x, model.event_shape, name).detach().cpu().double()
+    if not isinstance(x, Tensor):
+        raise DTypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor: use torch.as_tensor({name})")
+    if not hasattr(transform, "dequantize"):
+        raise ConfigError(f"transform = {transform!r}, expected a scoresde.Transform(levels=...), or None")
     return check_data(transform.dequantize(x.cpu(), seed % (1 << 64), dtype=torch.float64), model.event_shape, name)
-
-
-class _bar:
-    """A tqdm bar over solves, as a context manager that gives a function to go on to the next."""
-
-    def __init__(self, show: bool, total: int) -> None:
-        self.bar: Any = None
-        self.started = False
-        if show:
-            from tqdm import tqdm
-
-            self.bar = tqdm(
-                total=total,
-                desc="frontier",
-                unit="solve",
-                leave=False,
-                dynamic_ncols=True,
-                mininterval=0.3 if sys.stderr.isatty() else 15,  # in a log file every refresh is a line
-            )
-
-    def __enter__(self) -> Any:
-        return self._next
-
-    def _next(self, what: str) -> None:
-        if self.bar is not None:
-            self.bar.update(int(self.started))
-            self.bar.set_postfix_str(what, refresh=False)
-        self.started = True
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()

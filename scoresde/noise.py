@@ -14,7 +14,7 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from .errors import ConfigError
 # Streams: what a draw is for. A solver may use any other integer below 2^63 for its own.
 PRIOR, STEP, PROBE, DEQUANTIZE, TARGET, TRAIN, PROJECTION = range(7)
 CORRECTOR = 1 << 32  # + i for the i-th corrector step at one time
-PATH = 1 << 62  # + the stream that follows a Brownian path: the key of its tree
+OFF_PATH = 1 << 24  # streams from here on are never increments of a Brownian path
 AHEAD = 16  # steps whose noise is moved to a GPU at once
 BROWNIAN_LEVELS = 28  # of the tree of ``Noise.brownian``: it knows W at multiples of 2^-28
+BROWNIAN_ENDS = 20  # the steps of a solve start and end at multiples of 2^-20 of the whole: 20 levels of the tree are enough
 
 
 def check_seed(seed: int) -> int:
@@ -126,21 +127,27 @@ class Noise:
         return self._finish((bits < 0).to(torch.float32).mul_(2.0).sub_(1.0))
 
     def ahead(self, stream: int, step: int) -> Tensor:
-        """``normal(stream, step)``, for steps asked in order on a GPU: made and moved for several steps at a time."""
-        numbers = len(self.ids) * math.prod(self.event_shape)
-        count = max(1, min(AHEAD, (1 << 22) // max(numbers, 1)))
-        block, row = divmod(step, count)
-        if self._moved.get(stream, (None,))[0] != block:
-            here = replace(self, device="cpu")
-            draws = torch.stack([here.normal(stream, block * count + i) for i in range(count)])
-            self._moved[stream] = block, draws.to(self.device)
-        return self._moved[stream][1][row]
+        """``normal(stream, step)`` on a GPU: for a stream that the step before asked for too, made and moved for several steps.
 
-    def brownian(self, k: Tensor, step: int = 0) -> Tensor:
+        Streams that are asked once, as within a restart, are drawn alone. Blocks that are used up are let go.
+        """
+        last, first, draws = self._moved.pop(stream, (-2, 0, None))
+        if draws is None or not first <= step < first + len(draws):
+            draws = None  # the old block is let go before the new one is made
+            count = min(AHEAD, (1 << 22) // max(len(self.ids) * math.prod(self.event_shape), 1))
+            if last == step - 1 and count > 1:
+                for other in [key for key, (asked, *_) in self._moved.items() if asked < step - 1]:
+                    del self._moved[other]
+                here = replace(self, device="cpu")
+                first, draws = step, torch.stack([here.normal(stream, step + i) for i in range(count)]).to(self.device)
+        self._moved[stream] = step, first, draws
+        return self.normal(stream, step) if draws is None else draws[step - first]
+
+    def brownian(self, k: Tensor, stream: int = STEP) -> Tensor:
         """W(k/2^L) of each sample's Brownian path on [0, 1], float64: k (B,) integers in [0, 2^L], L = BROWNIAN_LEVELS.
 
         Levy's construction: W(s) = s z + sum over levels l < L of 2^(-l/2)/2 tent_l(s) z_(l, node), tent_l the tent of height 1 on
-        the interval of length 2^-l that s is in, its node. A path for each ``step``; every z is addressed by seed, id, step and
+        the interval of length 2^-l that s is in, its node. A path for each ``stream``; every z is addressed by seed, id, stream and
         node, so the path is the same in whatever order and at however many points it is looked up, by sample, on any device (to the
         rounding of its float32 logarithm and cosine). k may be on a GPU: it is not looked at by the host.
         """
@@ -149,14 +156,14 @@ class Noise:
         # k = odd 2^j is an end of intervals from level L - j on: their tents are 0 there
         depth = max((L + 1 - int(n & -n).bit_length() for n in set(k.tolist()) if n), default=0) if k.device.type == "cpu" else L
         column = k.view(-1, *[1] * len(self.event_shape))
-        w = (column.double() * 2.0**-L) * _tree_normals(self, torch.zeros_like(k)[None], step)[0]
+        w = (column.double() * 2.0**-L) * _tree_normals(self, torch.zeros_like(k)[None], stream)[0]
         size = max(1, (1 << 20) // max(numbers, 1))
         for first in range(0, depth, size):
             level = torch.arange(first, min(first + size, depth), device=k.device)
             node = (1 << level[:, None]) + (k >> (L - level)[:, None])
             inside = ((k << level[:, None]) & ((1 << L) - 1)).double() * 2.0**-L
             height = (0.5 * (1 - (2 * inside - 1).abs())) * torch.exp2(-0.5 * level.double())[:, None]
-            w += torch.einsum("lb,lb...->b...", height, _tree_normals(self, node, step).double())
+            w += torch.einsum("lb,lb...->b...", height, _tree_normals(self, node, stream).double())
         return w
 
     def at(self, step: int) -> StepNoise:
@@ -180,9 +187,14 @@ class StepNoise:
         on_cpu = torch.device(self.noise.device).type == "cpu"
         return (self.noise.normal if on_cpu else self.noise.ahead)(stream, self.step)
 
-    def brownian(self, k: Tensor) -> Tensor:
-        """``Noise.brownian`` of this step's own path."""
-        return self.noise.brownian(k, self.step)
+    def brownian(self, k: Tensor, stream: int = STEP) -> Tensor:
+        """``Noise.brownian``: the path that all steps share."""
+        return self.noise.brownian(k, stream)
+
+
+def on_path(c: float, length: float) -> int:
+    """The k of ``Noise.brownian`` for the clock time c in [0, length], where a step starts or ends."""
+    return round(c / length * (1 << BROWNIAN_ENDS)) << (BROWNIAN_LEVELS - BROWNIAN_ENDS)
 
 
 @dataclass(frozen=True)
@@ -190,12 +202,13 @@ class BrownianPath:
     """Noise for the steps of a solve along one Brownian path a sample, the same path for any times: common random numbers.
 
     W runs over a clock, from W(0) = 0 to W(length), with independent increments N(0, s - t) for every number of a sample. The draw
-    of a step from t to s is z = (W(s) - W(t))/sqrt(s - t), a standard normal. W is a function of (seed, sample id, stream) alone,
-    found by Levy's construction (a virtual Brownian tree): W halfway between two known values a and b, a distance h apart, is
-    (a + b)/2 + sqrt(h)/2 z, with z addressed by the node of the tree. It is known at multiples of 2^-20 of the length, to which
-    the clock is rounded. Streams from ``CORRECTOR`` on are no increments of a path: they are independent draws, as from ``noise``.
+    of a step from t to s is z = (W(s) - W(t))/sqrt(s - t), a standard normal. W is a function of (seed, sample id, stream) alone:
+    ``Noise.brownian``, stretched to the length, so that solvers which look it up there, ``AdaptiveSDE``, follow the same path. Here
+    it is found by bisection: W halfway between two known values a and b, a distance h apart, is (a + b)/2 + sqrt(h)/2 z, with z
+    addressed by the node of the tree. The clock is rounded to multiples of 2^-20 of the length. Streams from 2^24 on (correctors,
+    restarts) are no increments of a path: they are independent draws, as from ``noise``.
 
-    A draw costs about as much as 20 independent ones, less in short steps, which share the upper part of their trees.
+    A draw costs about as much as 50 independent ones, less in short steps, which share the upper part of their trees.
 
     Args:
         noise: seed, ids, event shape, dtype and device of the draws.
@@ -212,16 +225,14 @@ class BrownianPath:
     _at: list[int] = field(init=False, repr=False, compare=False)
     _trees: dict[int, list[Any]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
-    LEVELS: ClassVar[int] = 20
-
     def __post_init__(self) -> None:
-        at = [round(c / self.length * (1 << self.LEVELS)) for c in self.clock]
-        if min(at) < 0 or max(at) > 1 << self.LEVELS:
+        at = [on_path(c, self.length) for c in self.clock]
+        if min(at) < 0 or max(at) > 1 << BROWNIAN_LEVELS:
             raise ConfigError(f"a clock from {self.clock[0]:.6g} to {self.clock[-1]:.6g}, expected within [0, {self.length:.6g}]")
         for i, (a, b) in enumerate(pairwise(at)):
             if a == b:
                 raise ConfigError(
-                    f"step {i} is shorter than 2^-{self.LEVELS} of the Brownian path (log(alpha/sigma) over all of the SDE): "
+                    f"step {i} is shorter than 2^-{BROWNIAN_ENDS} of the Brownian path (log(alpha/sigma) over all of the SDE): "
                     "take fewer steps, or independent noise"
                 )
         object.__setattr__(self, "_at", at)
@@ -241,7 +252,7 @@ class BrownianPath:
 
     def draw(self, i: int, stream: int = STEP) -> Tensor:
         """The increment of step i over its standard deviation, in the dtype and on the device of ``noise``."""
-        h = abs(self._at[i + 1] - self._at[i]) * self.length / (1 << self.LEVELS)
+        h = abs(self._at[i + 1] - self._at[i]) * self.length / (1 << BROWNIAN_LEVELS)
         return (self.increment(i, stream) / math.sqrt(h)).to(device=self.noise.device, dtype=self.noise.dtype)
 
     def at(self, step: int) -> PathNoise:
@@ -249,22 +260,24 @@ class BrownianPath:
         return PathNoise(self.noise, step, self)
 
     def _w(self, k: int, stream: int) -> Tensor:
-        """W at the clock time k 2^-LEVELS length, by bisection from the smallest known interval around it."""
-        here = replace(self.noise, dtype=torch.float64, device="cpu") if stream not in self._trees else self._trees[stream][0]
+        """W at the clock time k 2^-BROWNIAN_LEVELS length, by bisection from the smallest known interval around it."""
         if stream not in self._trees:
-            end = math.sqrt(self.length) * here.normal(PATH + stream, 0)
-            self._trees[stream] = [here, (0, 1 << self.LEVELS, torch.zeros_like(end), end, 1)]
+            end = math.sqrt(self.length) * self._normal(0, stream)
+            self._trees[stream] = [(0, 1 << BROWNIAN_LEVELS, torch.zeros_like(end), end, 1)]
         tree = self._trees[stream]
-        while len(tree) > 2 and not tree[-1][0] <= k <= tree[-1][1]:
+        while len(tree) > 1 and not tree[-1][0] <= k <= tree[-1][1]:
             tree.pop()
         low, high, a, b, node = tree[-1]
         while low < k < high:
             middle = (low + high) // 2
-            std = 0.5 * math.sqrt((high - low) * self.length / (1 << self.LEVELS))
-            w = torch.add(a, b).mul_(0.5).add_(here.normal(PATH + stream, node), alpha=std)
+            std = 0.5 * math.sqrt((high - low) * self.length / (1 << BROWNIAN_LEVELS))
+            w = torch.add(a, b).mul_(0.5).add_(self._normal(node, stream), alpha=std)
             low, high, a, b, node = (low, middle, a, w, 2 * node) if k <= middle else (middle, high, w, b, 2 * node + 1)
             tree.append((low, high, a, b, node))
         return a if k == low else b
+
+    def _normal(self, node: int, stream: int) -> Tensor:
+        return _tree_normals(self.noise, torch.full((1, len(self.ids)), node), stream)[0].double()
 
 
 @dataclass(frozen=True)
@@ -274,11 +287,11 @@ class PathNoise(StepNoise):
     path: BrownianPath
 
     def __call__(self, stream: int = STEP) -> Tensor:
-        return self.path.draw(self.step, stream) if stream < CORRECTOR else StepNoise.__call__(self, stream)
+        return self.path.draw(self.step, stream) if stream < OFF_PATH else StepNoise.__call__(self, stream)
 
 
-def _philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32 bits each, on any device."""
+def _philox(counter: list[Any], key: tuple[int, int]) -> list[Any]:
+    """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32 bits each, on any device, or on NumPy's arrays of uint64."""
     a, b, c, d = counter
     mask = (1 << 32) - 1
     for i in range(10):
@@ -288,14 +301,17 @@ def _philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
     return [a, b, c, d]
 
 
-def _tree_normals(noise: Noise, node: Tensor, step: int) -> Tensor:
-    """Standard normal draws (N, B, *event), float32, for nodes (N, B) below 2^32 of each sample's tree."""
+def _tree_normals(noise: Noise, node: Tensor, stream: int) -> Tensor:
+    """Standard normal draws (N, B, *event), float32, for nodes (N, B) below 2^32 of each sample's tree; stream < 2^24."""
     numbers, device = math.prod(noise.event_shape), node.device
     ids = torch.from_numpy(noise.ids).to(device)
     position = torch.arange(-(-numbers // 4), device=device)
-    shape = (*node.shape, len(position))
-    counter = [position, node[..., None], (ids & 0xFFFFFFFF)[:, None], ((ids >> 32) | step << 8)[:, None]]
-    words = _philox([c.expand(shape) for c in counter], (noise.seed & 0xFFFFFFFF, noise.seed >> 32))
+    counter = [position, node[..., None], (ids & 0xFFFFFFFF)[:, None], ((ids >> 32) | stream << 8)[:, None]]
+    key = noise.seed & 0xFFFFFFFF, noise.seed >> 32
+    if device.type == "cpu":  # NumPy starts these many small operations several times faster
+        words = [torch.from_numpy(word.view(np.int64)) for word in _philox([c.numpy().view(np.uint64) for c in counter], key)]
+    else:
+        words = _philox(counter, key)
     u = torch.stack(words[:2], -1).float().add_(0.5).mul_(2.0**-32)
     angle = torch.stack(words[2:], -1).float().mul_(math.pi * 2.0**-31)
     radius = u.log_().mul_(-2.0).clamp_min_(0.0).sqrt_()

@@ -20,7 +20,7 @@ from .errors import ConfigError
 from .model import Conditioned, slice_cond
 from .noise import STEP, StepNoise
 from .sde import SDE, Level
-from .solvers import DDIM, Solver, check_solver
+from .solvers import DDIM, Solver, bound, check_solver
 
 
 class _Answers:
@@ -118,6 +118,10 @@ class Picard(Solver):
         if self.window is not None:
             check_positive_int(self.window, "window")
 
+    def bind(self, model: Any, steps: int | None) -> Picard:
+        """With the inner solver for this model."""
+        return replace(self, solver=bound(self.solver, model, steps))
+
     def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
         """The inner solver's own grid, or the SDE's."""
         spaced = getattr(self.solver, "grid", grid.default)
@@ -152,7 +156,10 @@ class Picard(Solver):
             answers = _Answers(self.solver, model.sde, x_m, t, x0_m, eps_m)
             phi, inner = self.solver.step(answers, x_m, t, s, state.inner, draws[m])
             if inner is not state.inner:
-                raise ConfigError(f"{self.solver!r} remembers earlier steps, so its steps cannot be taken in parallel")
+                raise ConfigError(
+                    f"{self.solver!r} remembers earlier steps (its state changes, if only by a counter), so its steps cannot be taken "
+                    "in parallel: Picard needs DDIM(), Euler(), Ancestral(), EulerMaruyama() or another solver without a changing state"
+                )
             z = z + affine(1 / c[m + 1], phi, -1 / c[m], x_m) if m > i else phi / c[m + 1]
             guesses[m + 1] = z * c[m + 1]
             changes.append(per_sample_rms(guesses[m + 1] - x_next) / c[m + 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from . import _files, multistep, reference_solver
+from ._tensor import check_positive_int
 from .errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, ConfigError
 from .reference import GaussianReference
 from .sde import SDE, Level
-from .solvers import Draw, Solver
+from .solvers import Draw, Solver, check_solver
 
 FORMAT = 1
 MOST = 1 << 26  # bytes of a file
@@ -31,7 +33,8 @@ class Recipe(Solver):
         solver: a solver, bound to the model when it is used.
         times: decreasing, from t_max to where samples stop.
         nfe: network calls a sample.
-        model: what it was made for: repr of the SDE, event shape, fingerprint of the Gaussian reference.
+        model: what it was made for: repr of the SDE, event shape, fingerprints of the Gaussian reference and of the weights, names
+            of the conditions.
         report: errors on pilot paths that the fit did not see, of the recipe and of the best untuned choice (``built_in``):
             ``median_error`` and ``rms_error``, Euclidean distances at t_end to the model's own converged paths.
 
@@ -47,9 +50,15 @@ class Recipe(Solver):
     default_steps: int = field(init=False, repr=False, default=0)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        t = self.times
+        check_solver(self.solver)
+        check_positive_int(self.nfe, "nfe")
+        try:
+            t = tuple(float(v) for v in self.times)
+        except (TypeError, ValueError):
+            raise ConfigError(f"times = {self.times!r} of a Recipe, expected decreasing numbers") from None
         if len(t) < 2 or not all(math.isfinite(a) and a > b for a, b in zip(t, t[1:], strict=False)):
             raise ConfigError(f"times of a Recipe are {t[:4]}..., expected at least two decreasing numbers")
+        object.__setattr__(self, "times", t)
         object.__setattr__(self, "default_steps", self.nfe)
 
     def bind(self, model: Any, calls: int | None) -> Recipe:
@@ -64,9 +73,16 @@ class Recipe(Solver):
         binds = hasattr(self.solver, "bind")
         return dataclasses.replace(self, solver=self.solver.bind(model, None)) if binds else self  # type: ignore[attr-defined]
 
-    def mismatch(self, model: Any) -> str:
-        """What differs between the model that this was made for and the given one; "" if nothing does."""
+    def mismatch(self, model: Any, weights: str | None = None) -> str:
+        """What differs between the model that this was made for and the given one; "" if nothing does.
+
+        Args:
+            model: the model to use it for.
+            weights: ``fingerprint(model)``, to compare too (with other weights a recipe works, but it is not the best).
+        """
         saved = self.model
+        if weights is not None and saved.get("weights", weights) != weights:
+            return "its weights are others (the model was trained since)"
         if saved.get("sde", repr(model.sde)) != repr(model.sde):
             return f"its SDE is {saved['sde']}, yours {model.sde!r}"
         if list(saved.get("event_shape", model.event_shape)) != list(model.event_shape):
@@ -91,7 +107,11 @@ class Recipe(Solver):
     # ---- JSON
 
     def to_json(self) -> str:
-        """The recipe as JSON; ``Recipe.from_json`` reads it."""
+        """The recipe as JSON; ``Recipe.from_json`` reads it. Raises ConfigError for a solver that recipes are not made of."""
+        if type(self.solver) not in _solvers().values():
+            raise ConfigError(
+                f"a recipe around {self.solver!r} cannot be written: expected one of {', '.join(_solvers())}; keep it as code"
+            )
         arguments = {f.name: getattr(self.solver, f.name) for f in dataclasses.fields(self.solver) if f.init}  # type: ignore[arg-type]
         reference = arguments.get("reference")
         if reference is not None:
@@ -148,13 +168,31 @@ class Recipe(Solver):
         return cls.from_json(file.read_text(errors="replace"), str(file))
 
 
-def _own(name: str, where: str) -> type:
-    """A solver class of scoresde's multistep modules, by its name."""
+def fingerprint(model: Any) -> str:
+    """Sixteen hexadecimal digits of a model's weights and parameterization."""
+    digest = hashlib.sha256(str(getattr(getattr(model, "parameterization", None), "__name__", "")).encode())
+    for name, tensor in model.state_dict().items():
+        content = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {content.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(content.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _solvers() -> dict[str, type]:
+    """The solvers that recipes are made of, by name."""
+    found = {}
     for module in (reference_solver, multistep):
-        cls = vars(module).get(name)
-        if isinstance(cls, type) and issubclass(cls, Solver) and cls.__module__ == module.__name__:
-            return cls
-    raise CheckpointMismatch(f"{where}: its solver is a {name!r}, which is none that recipes are made of")
+        for name, cls in vars(module).items():
+            if isinstance(cls, type) and issubclass(cls, Solver) and cls.__module__ == module.__name__ and not name.startswith("_"):
+                found[name] = cls
+    return found
+
+
+def _own(name: str, where: str) -> type:
+    """One of these solvers."""
+    if name not in _solvers():
+        raise CheckpointMismatch(f"{where}: its solver is a {name!r}, which is none that recipes are made of")
+    return _solvers()[name]
 
 
 def _tuples(value: Any) -> Any:

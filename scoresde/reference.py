@@ -59,6 +59,8 @@ class GaussianReference:
     width: float = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.mean, Tensor) or not isinstance(self.variance, Tensor):
+            raise ConfigError("mean and variance of GaussianReference: expected tensors, as GaussianReference.fit(data) makes them")
         if self.kind not in KINDS:
             raise ConfigError(f"kind = {self.kind!r} of GaussianReference, expected one of {', '.join(KINDS)}")
         check_positive(self.width, "width")
@@ -68,6 +70,8 @@ class GaussianReference:
             raise ShapeError(f"variance has shape {tuple(self.variance.shape)}, expected {shape} for kind {self.kind!r}")
         if (self.basis is not None) != (self.kind == "full") or (self.basis is not None and self.basis.shape != (D, D)):
             raise ShapeError(f"kind {self.kind!r} and a basis of shape {None if self.basis is None else tuple(self.basis.shape)}")
+        if not bool(self.mean.isfinite().all()):
+            raise ConfigError("the mean of GaussianReference is not finite")
         if not bool((self.variance > 0).all()) or not bool(self.variance.isfinite().all()):
             raise ConfigError(f"variances go down to {float(self.variance.min()):.3g}, expected finite numbers > 0")
 
@@ -115,13 +119,17 @@ class GaussianReference:
 
     @classmethod
     def of_moments(cls, mean: Tensor, covariance: Tensor, exact: bool = False, width: float = 1.0) -> GaussianReference:
-        """From a mean (*event) and a covariance (D, D) with D the product of event, or variances (*event)."""
-        mean = mean.detach().double().cpu()
+        """From a mean (*event) and a covariance (D, D) with D the product of event, or variances (*event). Raises ConfigError."""
+        mean = torch.as_tensor(mean).detach().double().cpu()
         covariance = torch.as_tensor(covariance).detach().double().cpu()
         D = mean.numel()
-        if covariance.shape != (D, D) or (covariance.shape == mean.shape and D > 1):
+        if covariance.shape != (D, D):
             return cls(mean, covariance, "diagonal", exact=exact, width=width)
+        if not torch.allclose(covariance, covariance.mT, rtol=1e-6, atol=1e-9 * float(covariance.abs().max())):
+            raise ConfigError("the covariance of GaussianReference is not symmetric")
         variance, basis = torch.linalg.eigh((covariance + covariance.mT) / 2)
+        if float(variance[0]) < -1e-6 * float(variance[-1]):
+            raise ConfigError(f"the covariance of GaussianReference has an eigenvalue of {float(variance[0]):.3g}, expected none < 0")
         return cls(mean, _floored(variance), "full", basis, exact, width)
 
     @property
@@ -160,8 +168,12 @@ class GaussianReference:
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that tell one reference from another."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.kind} {self.width} {tuple(self.mean.shape)}".encode())
-        for tensor in (self.mean, self.variance):
+        for tensor in self.tensors().values():
             digest.update(tensor.double().cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
@@ -178,15 +190,15 @@ def _floored(variance: Tensor) -> Tensor:
 def _cosines(r: Tensor, inverse: bool = False) -> Tensor:
     """The orthonormal cosine transform (DCT-II) over all but the first two dimensions of (B, C, ...); over the last of (B, D)."""
     for axis in range(min(2, r.ndim - 1), r.ndim):
-        M = _dct(r.shape[axis]).to(r)
+        M = _dct(r.shape[axis], r.dtype, r.device)
         r = (r.movedim(axis, -1) @ (M if inverse else M.mT)).movedim(-1, axis)
     return r
 
 
 @functools.cache
-def _dct(n: int) -> Tensor:
+def _dct(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix (n, n) of the orthonormal DCT-II, rows are frequencies."""
     k, i = np.arange(n)[:, None], np.arange(n)[None]
     M = np.sqrt(2 / n) * np.cos(np.pi * k * (2 * i + 1) / (2 * n))
     M[0] /= math.sqrt(2)
-    return torch.from_numpy(M)
+    return torch.from_numpy(M).to(device, dtype)

@@ -116,7 +116,7 @@ class ReferenceSolver(Solver):
     is twice as long as the others, and its call is in its middle (``free``).
 
     Args:
-        order: k from 1 to 5 of the predictor; None: by the number of calls, 2 up to 12, 3 up to 29, 4 from 30.
+        order: k from 1 to 5 of the predictor; None: by the number of calls, 2 up to 16, 3 up to 29, 4 from 30.
         corrector: whether to correct; None: from 9 calls on.
         reference: None is the model's own, ``model.reference``.
         width: of the grid; None is the reference's.
@@ -141,6 +141,11 @@ class ReferenceSolver(Solver):
             raise ConfigError(f"order = {self.order} of ReferenceSolver, expected 1 to 5")
         if self.width is not None:
             check_positive(self.width, "width")
+        for name in ("corrector", "free"):
+            if getattr(self, name) not in (None, True, False):
+                raise ConfigError(f"{name} = {getattr(self, name)!r} of ReferenceSolver, expected True, False or None")
+        if self.reference is not None:
+            check_reference(self.reference)
 
     def bind(self, model: Any, calls: int | None) -> ReferenceSolver:
         """This solver for a model and a number of network calls; None for times that a user gave."""
@@ -153,7 +158,7 @@ class ReferenceSolver(Solver):
         free = self.free
         if free is None and calls is None:
             free = False
-        elif free is None:
+        elif free is None and calls is not None:
             first = model.sde.levels([model.sde.t_max])[0]
             free = calls <= (50 if reference.exact else 10) and first.sigma > FAR * first.alpha * reference.scale
         return dataclasses.replace(self, reference=reference, free=free, width=self.width or reference.width)
@@ -176,7 +181,7 @@ class ReferenceSolver(Solver):
         if free:
             w.insert(1, (w[0] + w[1]) / 2)
             nodes.insert(1, level_at(model.sde, -math.log(center) - width * math.log(w[1] / (1 - w[1]))))
-        k = self.order or (2 if calls <= 12 else 3 if calls < 30 else 4)
+        k = self.order or (2 if calls <= 16 else 3 if calls < 30 else 4)
         corrector = calls > 8 if self.corrector is None else self.corrector
         correct, predict = adams_weights(w, k, k + 1 if corrector else 0)
         slopes = [-width / (v * (1 - v)) for v in w]
@@ -200,8 +205,9 @@ def adams_weights(w: Sequence[float], k: int, corrector: int) -> tuple[list[list
     """Weights of Adams methods in w at each step, for the f newest first: (correct, predict).
 
     predict[i] integrates the polynomial through the last k f from w_i to w_(i+1); correct[i] the one through the last ``corrector``
-    f, that at w_i among them, from w_(i-1) to w_i (0: none). While there are fewer, correct[i] makes up for the lower order of the
-    steps before: with it all f together are integrated from w_0 to w_i.
+    f, that at w_i among them, from w_(i-1) to w_i (0: none). While there are fewer, and k > 2, correct[i] makes up for the lower order
+    of the steps before: with it all f together are integrated from w_0 to w_i. (k = 2 does not need that for order 3, and the few long
+    steps that it is for are better without.)
     """
     correct: list[list[float]] = []
     predict: list[list[float]] = []
@@ -210,7 +216,7 @@ def adams_weights(w: Sequence[float], k: int, corrector: int) -> tuple[list[list
         before = [v - here for v in w[max(i - max(k, corrector) + 1, 0) : i + 1][::-1]]
         if i == 0:
             correct.append([])
-        elif i < corrector and k > 2:  # warm-up (order 3 does not need it, and few long steps are better without): all of the way from the start again, by the polynomial through all f
+        elif i < corrector and k > 2:  # warm-up: all the way from the start again, by the polynomial through all f
             whole = exponential_weights([v - w[0] for v in w[i::-1]], here - w[0])
             correct.append([a - b for a, b in zip(whole, [0.0, *given], strict=True)])
             given = whole
@@ -224,10 +230,18 @@ def adams_weights(w: Sequence[float], k: int, corrector: int) -> tuple[list[list
     return correct, predict
 
 
+def check_reference(reference: Any) -> None:
+    """Checks that this is a GaussianReference. Raises ConfigError."""
+    if not isinstance(reference, GaussianReference):
+        raise ConfigError(f"reference is a {type(reference).__name__}, expected a GaussianReference: scoresde.GaussianReference.fit(data)")
+
+
 def model_reference(model: Any) -> GaussianReference:
     """The Gaussian reference of a model. Raises ConfigError if it has none."""
     reference = getattr(model, "reference", None)
-    if reference is None:
+    if reference is not None:
+        check_reference(reference)
+    else:
         raise ConfigError(
             f"this {type(model).__name__} has no Gaussian reference: set model.reference = scoresde.GaussianReference.fit(data) "
             "(fit and load do so)"

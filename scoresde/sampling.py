@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import grid
+from ._bars import bar as _progress
 from ._tensor import check_data, check_positive_int
 from .errors import ConfigError, NonFiniteError, ShapeError, SolverError, TimeRangeError
 from .model import Conditioned, ScoreModel, check_same_kind, inference, slice_cond
@@ -77,7 +78,7 @@ def sample(
     """
     _check_model(model)
     n, x_init = _check_start(model, n, x_init)
-    method, steps = bind_solver(solver, model, steps, times, t_end)
+    method, steps = bind_solver(solver, model, steps, times, t_end, cond)
     plan = make_times(model.sde, method, steps, times, t_end)
     check_seed(seed)
     _check_noise(noise)
@@ -124,7 +125,7 @@ def trajectory(
     """
     _check_model(model)
     n, x_init = _check_start(model, n, x_init)
-    method, steps = bind_solver(solver, model, steps, times, t_end)
+    method, steps = bind_solver(solver, model, steps, times, t_end, cond)
     plan = make_times(model.sde, method, steps, times, t_end)
     dtype, device = (model.dtype, model.device) if x_init is None else (x_init.dtype, x_init.device)
     _check_noise(noise)
@@ -190,11 +191,10 @@ def solve(
         yield i, levels[i + 1], x
 
 
-def auto(model: ScoreModel, steps: int | None = None, times: Any = None, t_end: float | None = None) -> Solver:
+def auto(model: ScoreModel, steps: int, t_end: float | None, cond: Collection[str], own_times: bool) -> Solver:
     """The best deterministic solver for ``steps`` network calls that is known for this model, without trying any."""
-    steps = AUTO_STEPS if steps is None else steps
-    recipe = model.recipes.get(steps) if times is None else None
-    if recipe is not None and not recipe.mismatch(model):
+    recipe = None if own_times else model.recipes.get(steps)
+    if recipe is not None and not recipe.mismatch(model) and sorted(cond) == recipe.model.get("cond", sorted(cond)):
         end = grid.default_end(model.sde) if t_end is None else t_end
         if math.isclose(recipe.times[-1], end, rel_tol=1e-9):
             return recipe
@@ -202,21 +202,30 @@ def auto(model: ScoreModel, steps: int | None = None, times: Any = None, t_end: 
 
 
 def bind_solver(
-    solver: Any, model: ScoreModel, steps: int | None = None, times: Any = None, t_end: float | None = None
+    solver: Any,
+    model: ScoreModel,
+    steps: int | None = None,
+    times: Any = None,
+    t_end: float | None = None,
+    cond: Collection[str] = (),
 ) -> tuple[Any, int | None]:
     """A solver ready for a model, and its steps: one that needs to know the model has ``bind(model, steps)``.
 
-    "auto" is chosen here. steps are None, for ``bind`` too, where a user gave times.
+    "auto" is chosen here, by the names of the conditions too. steps are None, for ``bind`` too, where a user gave times.
     """
-    if solver == "auto":
-        steps = AUTO_STEPS if steps is None and times is None else steps
-        solver = auto(model, steps, times, t_end)
+    if steps is not None:
+        check_positive_int(steps, "steps")
+    if isinstance(solver, str) and solver == "auto":
+        if times is None:
+            steps = AUTO_STEPS if steps is None else steps
+        calls = steps or max(len(times) - 1 if hasattr(times, "__len__") else AUTO_STEPS, 1)
+        solver = auto(model, calls, t_end, cond, times is not None)
     check_solver(solver)
     if not hasattr(solver, "bind"):
         return solver, steps
     if times is None and steps is None:
         steps = getattr(solver, "default_steps", Solver.default_steps)
-    return solver.bind(model, check_positive_int(steps, "steps") if times is None else None), steps
+    return solver.bind(model, steps if times is None else None), steps
 
 
 def make_times(
@@ -302,21 +311,3 @@ def _draws(kind: str, noise: Noise, sde: SDE, levels: list[Level]) -> Noise | Br
         return noise
     first, last, *lam = (math.log(t.alpha / t.sigma) for t in [*sde.levels([sde.t_max, sde.t_min]), *levels])
     return BrownianPath(noise, [min(max(v - first, 0.0), last - first) for v in lam], last - first)
-
-
-class _progress:
-    """A tqdm bar as a context manager that gives a function to advance it; nothing when not shown."""
-
-    def __init__(self, show: bool, total: int, what: str) -> None:
-        self.bar: Any = None
-        if show:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=total, desc=what, leave=False)
-
-    def __enter__(self) -> Any:
-        return self.bar.update if self.bar is not None else lambda amount=1: None
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()

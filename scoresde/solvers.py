@@ -4,7 +4,8 @@ A solver has ``step(model, x, t, s, state, noise) -> (x, state)``, from time t t
 it plans ahead or remembers. ``model`` gives ``denoise``, ``predict``, ``eps``, ``score`` and ``velocity`` at (x, t). t and s are
 ``Level``s: floats that know alpha, sigma and their derivatives. ``noise(stream)`` is a standard normal tensor like x, already
 bound to seed, sample ids and step. ``state`` is explicit: a solver object never changes, and can serve many solves at once.
-A solver that has a ``grid(sde, n, start=None, end=None)`` spaces its steps by it, all others by the SDE's default grid.
+A solver that has a ``grid(sde, n, start=None, end=None)`` spaces its steps by it, all others by the SDE's default grid. One that
+has a ``bind(model, steps)`` gives there the solver for this model, the scale of its data for instance (``in_units_of_data``).
 
 Yours is one more class, with nothing to register:
 
@@ -25,8 +26,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -56,18 +57,47 @@ class Solver(ABC):
         """One step from x at t to x at s."""
 
 
-def _variance_grid(sde: SDE, n: int, start: float | None, end: float | None) -> Tensor:
-    """Equal steps in w = s/sqrt(c + s^2), s = sigma/alpha, c = 0.8^2: where ancestral sampling loses least variance.
+def bound(solver: Any, model: Any, steps: int | None) -> Any:
+    """``solver.bind(model, steps)`` of a solver that has it: for those that wrap one. steps are None if times are given."""
+    return solver.bind(model, steps) if hasattr(solver, "bind") else solver
+
+
+def in_units_of_data(solver: Any, model: Any, **units: float) -> Any:
+    """The solver with every field that is None set to its unit times the std of the model's data, ``model.reference.scale``.
+
+    Without a reference nothing is known of the data, and the solver is given back as it is.
+    """
+    reference = getattr(model, "reference", None)
+    unset = [name for name in units if getattr(solver, name) is None]
+    return replace(solver, **{name: units[name] * reference.scale for name in unset}) if reference is not None and unset else solver
+
+
+def brief_repr(solver: Any) -> str:
+    """A dataclass's repr without the fields that are None, that is left to the model."""
+    values = {field.name: getattr(solver, field.name) for field in fields(solver)}
+    return f"{type(solver).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items() if value is not None)})"
+
+
+def check_decreasing(solver: Any, times: Sequence[Level]) -> None:
+    """Raises ConfigError if times increase: a step of the reverse SDE the other way is no step of the forward one."""
+    for t, s in pairwise(times):
+        if s > t:
+            raise ConfigError(f"{solver} from t = {float(t):.6g} to {float(s):.6g}: the reverse SDE runs from noise to data")
+
+
+def _variance_grid(sde: SDE, n: int, start: float | None, end: float | None, scale: float | None) -> Tensor:
+    """Equal steps in w = s/sqrt(c + s^2), s = sigma/alpha, c = (0.8 scale)^2: where ancestral sampling loses least variance.
 
     For Gaussian data of variance c a step takes (1 - r)^2 c u/(c + u) from the variance of y = x/alpha, with u = s^2 and r the
     ratio of its ends, and what follows shrinks that by (c/(c + u))^2. The sum over n steps is least for a density of steps
     proportional to sqrt(u)/(c + u)^(3/2) in log u: equal steps in w. It is 4/n of c then, 20 % of the std at 10 steps.
     """
+    c = (0.8 * (1.0 if scale is None else scale)) ** 2
     times = grid.log_snr(sde, n, start, end)  # checks the arguments; its ends are kept
-    w = 1 / (1 + 0.64 * sde.log_snr(times[[0, -1]]).exp()).sqrt()
+    w = 1 / (1 + c * sde.log_snr(times[[0, -1]]).exp()).sqrt()
     u = torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1]
     w = w[0] * (1 - u) + w[1] * u
-    times[1:-1] = sde.time_of_log_snr(((1 - w) * (1 + w) / (0.64 * w**2)).log())
+    times[1:-1] = sde.time_of_log_snr(((1 - w) * (1 + w) / (c * w**2)).log())
     return times
 
 
@@ -119,6 +149,10 @@ class EulerMaruyama(Solver):
     def __post_init__(self) -> None:
         _check_eta(self.eta, math.inf)
 
+    def init(self, model: Any, x: Tensor, times: list[Level]) -> None:
+        if self.eta:
+            check_decreasing(self, times)
+
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         h = s - t
         x0, eps = model.predict(x, t)
@@ -140,17 +174,31 @@ class DDIM(Solver):
     """DDIM: x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z, v = sigma_s^2 b^2/sigma_t^2 (2010.02502, eq. 12).
 
     eta = 0 is deterministic, the exponential Euler method of the probability-flow ODE (order 1); eta = 1 is ``Ancestral``.
-    One call a step, on any grid and for any alpha and sigma.
+    One call a step, on any grid and for any alpha and sigma. ``scale`` is the std of the data, of its own grid alone; None: that of
+    the model's reference, 1 without one.
     """
 
     eta: float = 0.0
+    scale: float | None = None
+    __repr__ = brief_repr
 
     def __post_init__(self) -> None:
         _check_eta(self.eta, 1.0)
+        _check_scale(self.scale)
+
+    def bind(self, model: Any, steps: int | None) -> DDIM:
+        """This solver for data of the model's scale."""
+        return in_units_of_data(self, model, scale=1.0)
 
     def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
         """``grid.logistic`` for eta = 0, the grid of ``Ancestral`` for others: both keep the std of the data at 10 steps."""
-        return grid.logistic(sde, n, start, end) if self.eta == 0 else _variance_grid(sde, n, start, end)
+        if self.eta:
+            return _variance_grid(sde, n, start, end, self.scale)
+        return grid.logistic(sde, n, start, end, center=0.4 * (1.0 if self.scale is None else self.scale))
+
+    def init(self, model: Any, x: Tensor, times: list[Level]) -> None:
+        if self.eta:
+            check_decreasing(self, times)
 
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         x0, eps = model.predict(x, t)
@@ -166,12 +214,25 @@ class DDIM(Solver):
 class Ancestral(Solver):
     """Ancestral sampling: draws from q(x_s | x_t, x0), Gaussian for every SDE and exact on any grid (2107.00630, eq. 25).
 
-    Mean r sigma_s^2/sigma_t^2 x + alpha_s b^2/sigma_t^2 x0, variance sigma_s^2 b^2/sigma_t^2. One call a step.
+    Mean r sigma_s^2/sigma_t^2 x + alpha_s b^2/sigma_t^2 x0, variance sigma_s^2 b^2/sigma_t^2. One call a step. ``scale`` as in ``DDIM``.
     """
 
+    scale: float | None = None
+    __repr__ = brief_repr
+
+    def __post_init__(self) -> None:
+        _check_scale(self.scale)
+
+    def bind(self, model: Any, steps: int | None) -> Ancestral:
+        """This solver for data of the model's scale."""
+        return in_units_of_data(self, model, scale=1.0)
+
     def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
-        """Equal steps in s/sqrt(c + s^2), s = sigma/alpha: the least loss of variance for data of std 0.8, little from 0.3 to 1.2."""
-        return _variance_grid(sde, n, start, end)
+        """Equal steps in s/sqrt(c + s^2), s = sigma/alpha, c = (0.8 scale)^2: little loss of variance for stds of 0.3 to 1.2 scale."""
+        return _variance_grid(sde, n, start, end, self.scale)
+
+    def init(self, model: Any, x: Tensor, times: list[Level]) -> None:
+        check_decreasing(self, times)
 
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         r, b2 = transition(t, s)
@@ -183,6 +244,9 @@ class Ancestral(Solver):
 @dataclass(frozen=True)
 class ReverseDiffusion(Solver):
     """Reverse diffusion: x_s = (2 - r) x + b^2 score + b z (2011.13456, eq. 46), with the exact r and b of any grid."""
+
+    def init(self, model: Any, x: Tensor, times: list[Level]) -> None:
+        check_decreasing(self, times)
 
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         r, b2 = transition(t, s)
@@ -226,7 +290,10 @@ class Langevin(Solver):
 class PredictorCorrector(Solver):
     """A predictor step from t to s, then a corrector at s (2011.13456, algorithm 1).
 
-    order="corrector-predictor" corrects at t first, as the paper's code does.
+    order="corrector-predictor" corrects at t first, as the paper's code does. The grid is the predictor's, or the SDE's.
+
+    Raises ConfigError: a corrector or order that is none; in a solve, a predictor in the coordinates of a reference
+    (``ReferenceSolver``), which goes on from its own state and would not see the corrections.
     """
 
     predictor: Solver = ReverseDiffusion()
@@ -239,6 +306,24 @@ class PredictorCorrector(Solver):
         check_solver(self.predictor, "predictor")
         if isinstance(self.corrector, type) or not hasattr(self.corrector, "correct"):
             raise ConfigError(f"corrector = {self.corrector!r}, expected a corrector, scoresde.Langevin() for instance")
+
+    @property
+    def restart_blocks(self) -> int:
+        """Blocks of noise streams that the predictor uses beside its own (see ``Restart``)."""
+        return getattr(self.predictor, "restart_blocks", 0)
+
+    def bind(self, model: Any, steps: int | None) -> PredictorCorrector:
+        """With the predictor for this model."""
+        if hasattr(self.predictor, "reference"):
+            raise ConfigError(
+                f"{type(self.predictor).__name__} as a predictor goes on from its own state, which a corrector does not move: "
+                "take DDIM(), Ancestral() or a solver of another kind"
+            )
+        return replace(self, predictor=bound(self.predictor, model, steps))
+
+    def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
+        """The predictor's own grid, or the SDE's."""
+        return getattr(self.predictor, "grid", grid.default)(sde, n, start, end)
 
     def init(self, model: Any, x: Tensor, times: list[Level]) -> Any:
         return self.predictor.init(model, x, times) if hasattr(self.predictor, "init") else None
@@ -255,6 +340,11 @@ class PredictorCorrector(Solver):
 def _check_eta(eta: float, most: float) -> None:
     if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= most or eta == math.inf:
         raise ConfigError(f"eta = {eta!r}, expected a number from 0 to {most}")
+
+
+def _check_scale(scale: float | None) -> None:
+    if scale is not None:
+        check_positive(scale, "scale")
 
 
 def check_solver(solver: Any, name: str = "solver") -> None:

@@ -10,25 +10,30 @@ for any tau(lam) >= 0 (2309.05019, eq. 5): tau = 0 is the probability-flow ODE, 
 
 from __future__ import annotations
 
+import itertools
 import math
+import numbers
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import grid as grids
 from ._quadrature import legendre
-from ._tensor import affine, check_positive, check_positive_int
+from ._tensor import affine, check_positive
 from .errors import ConfigError
-from .noise import CORRECTOR, STEP
+from .noise import STEP
 from .sde import SDE, Level
-from .solvers import Draw, Heun, Solver, check_solver
+from .solvers import Draw, Heun, Solver, bound, brief_repr, check_decreasing, check_solver, in_units_of_data
 
+DATA_STD, CENTER = 0.25, 0.4  # in units of the std of the data
 NODES = 32  # of the quadrature of one step's weights
-RESTART = 1 << 40  # streams of the steps inside a restart, one block a step
+RESTART = 1 << 40  # the size of a block of streams: each restart, and each step inside of it, has blocks of its own
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,7 @@ class SASolver(Solver):
         predictor_order: number of denoised samples in the predictor's polynomial, 1 to 4.
         corrector_order: the same of the corrector, the new one included; 0: no corrector.
         tau: a number of at least 0, or a function of lam = log(alpha/sigma). A function enters by the mean of tau^2 over a step.
+        center: of its grid, in units of s = sigma/alpha; None: 0.4 times the scale of the model's reference, 0.4 without one.
 
     Raises ConfigError for other orders or a negative tau.
     """
@@ -157,19 +163,29 @@ class SASolver(Solver):
     predictor_order: int = 3
     corrector_order: int = 3
     tau: float | Callable[[float], float] = 0.5
+    center: float | None = None
+    __repr__ = brief_repr
 
     def __post_init__(self) -> None:
-        _check_order(self.predictor_order, 1, "predictor_order")
-        _check_order(self.corrector_order, 0, "corrector_order")
+        _keep(self, predictor_order=_check_order(self.predictor_order, 1, "predictor_order"))
+        _keep(self, corrector_order=_check_order(self.corrector_order, 0, "corrector_order"))
         if not callable(self.tau):
-            _check_least(self.tau, 0.0, "tau")
+            _keep(self, tau=_check_least(self.tau, 0.0, "tau"))
+        if self.center is not None:
+            _keep(self, center=check_positive(self.center, "center"))
+
+    def bind(self, model: Any, steps: int | None) -> SASolver:
+        """This solver for data of the model's scale."""
+        return in_units_of_data(self, model, center=CENTER)
 
     def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
         """``grid.logistic``, wider: in data prediction a step may not be long where s is small."""
-        return grids.logistic(sde, n, start, end, width=2.5)
+        return grids.logistic(sde, n, start, end, self.center or CENTER, width=2.5)
 
     def init(self, model: Any, x: Tensor, times: list[Level]) -> _History:
-        tau2 = _mean_square(self.tau, times) if callable(self.tau) else [float(self.tau) ** 2] * (len(times) - 1)
+        if self.tau:
+            check_decreasing(self, times)
+        tau2 = _mean_square(self.tau, times) if callable(self.tau) else [self.tau**2] * (len(times) - 1)
         return _History(adams(times, tau2, 0.0, self.predictor_order, self.corrector_order))
 
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: _History, noise: Draw) -> tuple[Tensor, _History]:
@@ -188,28 +204,41 @@ class StochasticExponential(Solver):
         order: 1 (predictor only), 2 or 3.
         eta: amount of noise, a number of at least 0.
         data_std: std of the Gaussian; 0 is data prediction. Best between the std of a mode and that of the data: a residual then
-            changes little while samples settle within their modes, where most of the error is made.
+            changes little while samples settle within their modes, where most of the error is made. None: a quarter of the scale of
+            the model's reference, 0.25 without one.
+        center: of its grid, in units of s = sigma/alpha; None: 0.4 times the scale of the model's reference, 0.4 without one.
 
     Raises ConfigError for other arguments.
     """
 
     order: int = 2
     eta: float = 1.0
-    data_std: float = 0.25
+    data_std: float | None = None
+    center: float | None = None
+    __repr__ = brief_repr
 
     def __post_init__(self) -> None:
-        if _check_order(self.order, 1, "order") > 3:
+        _keep(self, order=_check_order(self.order, 1, "order"), eta=_check_least(self.eta, 0.0, "eta"))
+        if self.order > 3:
             raise ConfigError(f"order = {self.order}, expected 1, 2 or 3")
-        _check_least(self.eta, 0.0, "eta")
-        _check_least(self.data_std, 0.0, "data_std")
+        if self.data_std is not None:
+            _keep(self, data_std=_check_least(self.data_std, 0.0, "data_std"))
+        if self.center is not None:
+            _keep(self, center=check_positive(self.center, "center"))
+
+    def bind(self, model: Any, steps: int | None) -> StochasticExponential:
+        """This solver for data of the model's scale."""
+        return in_units_of_data(self, model, data_std=DATA_STD, center=CENTER)
 
     def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
         """``grid.logistic`` of width 1.75: 20 calls reach the noise floor of 20,000 samples of a 16-D mixture."""
-        return grids.logistic(sde, n, start, end, width=1.75)
+        return grids.logistic(sde, n, start, end, self.center or CENTER, width=1.75)
 
     def init(self, model: Any, x: Tensor, times: list[Level]) -> _History:
-        tau2 = [float(self.eta) ** 2] * (len(times) - 1)
-        return _History(adams(times, tau2, float(self.data_std) ** 2, self.order, self.order if self.order > 1 else 0))
+        if self.eta:
+            check_decreasing(self, times)
+        tau2, data_std = [self.eta**2] * (len(times) - 1), DATA_STD if self.data_std is None else self.data_std
+        return _History(adams(times, tau2, data_std**2, self.order, self.order if self.order > 1 else 0))
 
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: _History, noise: Draw) -> tuple[Tensor, _History]:
         return _adams_step(model, x, t, state, noise)
@@ -237,7 +266,7 @@ class EDMStochastic(Solver):
 
     def __post_init__(self) -> None:
         for name in ("s_churn", "s_min", "s_noise"):
-            _check_least(getattr(self, name), 0.0, name)
+            _keep(self, **{name: _check_least(getattr(self, name), 0.0, name)})
         if isinstance(self.s_max, bool) or not isinstance(self.s_max, (int, float)) or not self.s_max >= self.s_min:
             raise ConfigError(f"s_min = {self.s_min!r} and s_max = {self.s_max!r}, expected s_min <= s_max")
 
@@ -247,6 +276,8 @@ class EDMStochastic(Solver):
 
     def init(self, model: Any, x: Tensor, times: list[Level]) -> dict[float, Level]:
         """The level that noise is added up to, by the time a step starts from; steps without churn are left out."""
+        if self.s_churn:
+            check_decreasing(self, times)
         gamma = min(self.s_churn / (len(times) - 1), math.sqrt(2) - 1)
         largest = _ratio(model.sde.levels([model.sde.t_max])[0])
         wanted = {t: min((1 + gamma) * _ratio(t), largest) for t in times[:-1] if self.s_min <= _ratio(t) <= self.s_max}
@@ -285,7 +316,7 @@ class Restart(Solver):
     Args:
         solver: takes all steps. low, high: the range of s. rounds: restarts. steps: steps of each.
 
-    Raises ConfigError unless 0 < low < high, rounds >= 0 and steps >= 1.
+    Raises ConfigError unless 0 < low < high, rounds >= 0 and steps >= 1, and for ``AdaptiveSDE``, whose one Brownian path goes down once.
     """
 
     solver: Solver = Heun()  # noqa: RUF009 (frozen)
@@ -300,9 +331,27 @@ class Restart(Solver):
         check_positive(self.high, "high")
         if self.low >= self.high:
             raise ConfigError(f"low = {self.low} and high = {self.high}, expected low < high")
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 0:
-            raise ConfigError(f"rounds = {self.rounds!r}, expected an integer of at least 0")
-        check_positive_int(self.steps, "steps")
+        _keep(self, rounds=_check_count(self.rounds, 0, "rounds"), steps=_check_count(self.steps, 1, "steps"))
+        if getattr(self.solver, "on_path", False):
+            raise ConfigError(
+                f"{type(self.solver).__name__} has one Brownian path from noise to data, and none for a way back: "
+                "restart a solver of fixed steps or AdaptiveODE()"
+            )
+        if self.restart_blocks >= 1 << 22:
+            raise ConfigError(f"{self.restart_blocks} steps within restarts, expected fewer than 2^22: each takes noise of its own")
+
+    @property
+    def restart_blocks(self) -> int:
+        """Blocks of streams beyond the first one that a step of this solver may use: those of the inner solver, then its own.
+
+        A restart has a block for the noise that is added, and each of its steps one more; with those of the solver within.
+        """
+        inner = getattr(self.solver, "restart_blocks", 0)
+        return inner + self.rounds * (1 + self.steps) * (1 + inner)
+
+    def bind(self, model: Any, steps: int | None) -> Restart:
+        """With the solver for this model, as on given times: it starts anew, at low noise too, so no first step may be special."""
+        return replace(self, solver=bound(self.solver, model, None))
 
     def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
         """The solver's own grid, or the SDE's."""
@@ -315,6 +364,8 @@ class Restart(Solver):
         if meet and self.rounds and high > _ratio(times[meet]):
             top = model.sde.time_of_log_snr(torch.tensor([-2 * math.log(high)], dtype=torch.float64)).clamp(max=float(times[0]))
             plan = model.sde.levels(grids.karras(model.sde, self.steps, float(top), float(times[meet])))
+        if self.rounds:
+            check_decreasing(self, times)
         return _Detour(self._start(model, x, times), times, plan)
 
     def _start(self, model: Any, x: Tensor, times: list[Level]) -> Any:
@@ -327,15 +378,32 @@ class Restart(Solver):
             return x, replace(state, inner=inner)
         top = plan[0]
         std = math.sqrt(max((_ratio(top) - _ratio(s)) * (_ratio(top) + _ratio(s)), 0.0))
-        for k in range(self.rounds):
-            x = affine(top.alpha / s.alpha, x, top.alpha * std, noise(CORRECTOR + k))
+        blocks = itertools.count(1)  # block 0 is that of the steps on the grid
+        size = RESTART * (1 + getattr(self.solver, "restart_blocks", 0))
+        for _ in range(self.rounds):
+            x = affine(top.alpha / s.alpha, x, top.alpha * std, noise(size * next(blocks)))
             within = self._start(model, x, plan)
-            for j, (u, v) in enumerate(pairwise(plan)):
-                first = RESTART * (1 + k * self.steps + j)
-                x, within = self.solver.step(model, x, u, v, within, lambda stream=STEP, first=first: noise(first + stream))
+            for u, v in pairwise(plan):
+                x, within = self.solver.step(model, x, u, v, within, _Within(noise, size * next(blocks)))
         rest = state.times[state.times.index(s) :]
         # what a multistep solver remembers belongs to the path before: it starts anew
         return x, replace(state, inner=self._start(model, x, rest) if len(rest) > 1 else inner)
+
+
+@dataclass(frozen=True)
+class _Within:
+    """The noise of a step within a restart: the streams of a block of its own."""
+
+    noise: Any
+    first: int
+
+    @property
+    def ids(self) -> Any:
+        """The sample ids of the rows."""
+        return self.noise.ids
+
+    def __call__(self, stream: int = STEP) -> Tensor:
+        return self.noise(self.first + stream)
 
 
 @dataclass(frozen=True)
@@ -363,12 +431,36 @@ def _mean_square(tau: Callable[[float], float], times: list[Level]) -> list[floa
 
 
 def _check_order(value: Any, least: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 4:
+    found = _integer(value)
+    if found is None or not least <= found <= 4:
         raise ConfigError(f"{name} = {value!r}, expected an integer from {least} to 4")
-    return value
+    return found
+
+
+def _check_count(value: Any, least: int, name: str) -> int:
+    found = _integer(value)
+    if found is None or found < least:
+        raise ConfigError(f"{name} = {value!r}, expected an integer of at least {least}")
+    return found
+
+
+def _integer(value: Any) -> int | None:
+    """An int, or anything that is an index (NumPy's integers); None for all else, and for True and False."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def _check_least(value: Any, least: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+    """A number: Python's, NumPy's, or a tensor of one."""
+    number = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not least <= float(number) < math.inf:
         raise ConfigError(f"{name} = {value!r}, expected a finite number of at least {least:g}")
-    return float(value)
+    return float(number)
+
+
+def _keep(solver: Any, **values: Any) -> None:
+    """Sets checked values of a frozen solver, while it is made."""
+    for name, value in values.items():
+        object.__setattr__(solver, name, value)

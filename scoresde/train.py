@@ -164,6 +164,7 @@ def fit(
         if isinstance(model, NetworkModel) and isinstance(data, Data):
             model.transform = data.transform
         model.reference = source.reference(model)
+        model.recipes = {}  # they were made for other weights
         trainer = Trainer(model, source, options, device, rank, world)
         history = History()
         if root is not None:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from .errors import ConfigError, ScoreSDEError, SolverError
 from .model import ScoreModel, inference
 from .multistep import DPMSolverPP, UniPC
 from .noise import Noise, check_seed
-from .recipe import Recipe
+from .recipe import Recipe, fingerprint
 from .reference_solver import ReferenceSolver
 from .sampling import _check_model, _progress, bind_solver, default_batch_size, make_times, solve
 from .solvers import Solver
@@ -50,9 +51,9 @@ def tune(
 ) -> Recipe:
     """Finds the solver, the time grid and the weights with which ``nfe`` network calls come closest to the model's own ODE.
 
-    The recipe is a plain solver: ``sample(model, n, solver=recipe)`` makes nfe calls. The model keeps it in ``model.recipes``: with
-    solver "auto", ``sample(model, n, steps=nfe)`` uses it from now on. ``save`` writes a model's recipes beside its checkpoint,
-    as JSON, ``out`` does so at once, and ``load`` finds them there.
+    The recipe is a plain solver: ``sample(model, n, solver=recipe)`` makes nfe calls. The model keeps one for the SDE's own t_end in
+    ``model.recipes``: with solver "auto", ``sample(model, n, steps=nfe)`` uses it from now on, where the same conditions are given.
+    ``save`` writes a model's recipes beside its checkpoint, as JSON, ``out`` does so at once, and ``load`` finds them there.
 
     Args:
         model: a ScoreModel. Without a Gaussian reference it gets one from the ends of its pilot paths, kept in the recipe.
@@ -79,11 +80,14 @@ def tune(
     if paths < 16:
         raise ConfigError(f"paths = {paths}, expected 16 or more: half of them are for the judge")
     if iterations is None:
-        iterations = 250 if small else max(30, 600 // nfe)
+        iterations = 150 if small else max(30, 600 // nfe)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise ConfigError(f"iterations = {iterations!r}, expected an integer of at least 0")
     start, end = model.sde.t_max, grid.default_end(model.sde) if t_end is None else t_end
     grid.log_snr(model.sde, 1, start, end)  # checks the range
+    check_positive_int(memory, "memory")
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)  # what is wrong with it should show before the work
     with inference(model), frozen(model), _progress(progress, 100, f"tune for {nfe} calls") as advance:
         pilots = Pilots.make(model, paths, start, end, check_seed(seed), cond)
         advance(10)
@@ -93,16 +97,18 @@ def tune(
         built_in = judged.best()
         advance(20)
         fitted = search(pilots, nfe)
-        judged.add(*fitted.solver(pilots))
+        for scheme in fitted:
+            judged.add(*scheme.solver(pilots))
         advance(30)
         # where Adam ends depends on where it starts: from the fitted scheme, and from the untuned one
-        starts = (fitted, untuned(pilots, nfe)) if iterations else ()
+        starts = (fitted[0], untuned(pilots, nfe)) if iterations else ()
         for scheme in starts:
             polished = polish(pilots, scheme, iterations, memory, lambda share: advance(20 * share))
             if polished is not None:
                 judged.add(*polished.solver(pilots))
-        recipe = judged.recipe(nfe, built_in, seed, iterations)
-    model.recipes[nfe] = recipe
+        recipe = judged.recipe(nfe, built_in, seed, iterations, cond)
+    if math.isclose(end, grid.default_end(model.sde), rel_tol=1e-9):
+        model.recipes[nfe] = recipe
     if out is not None:
         recipe.save(out)
     return recipe
@@ -121,38 +127,54 @@ class Error(NamedTuple):
         return cls(float(d.median()), float(d.square().mean().sqrt()), float((d + 1e-12).log().mean()))
 
 
+class Candidate(NamedTuple):
+    """A solver, its times, and its errors on the judging paths."""
+
+    solver: Solver
+    times: Tensor
+    error: Error
+
+
 class Judged:
-    """Candidates and their errors on the pilot paths."""
+    """Candidates and their errors on the pilot paths that none of them was fitted to."""
 
     def __init__(self, pilots: Pilots) -> None:
-        self.pilots, self.found = pilots, list[tuple[Solver, Tensor, Error, Error]]()
+        self.pilots, self.found = pilots, list[Candidate]()
 
     def add(self, solver: Solver, times: Tensor) -> None:
-        """Runs a candidate on all paths; one that fails is out."""
+        """Runs a candidate on the judging paths; one that fails is out."""
         p = self.pilots
         try:
-            x = _run(p, solver, times, slice(None))
+            x = _run(p, solver, times, p.judge)
         except ScoreSDEError:
             return
-        distance = (x.double() - p.end).flatten(1).norm(dim=1)
-        self.found.append((solver, times, Error.of(distance[p.fit]), Error.of(distance[p.judge])))
+        distance = (x.double() - p.end[p.judge]).flatten(1).norm(dim=1)
+        self.found.append(Candidate(solver, times, Error.of(distance)))
 
-    def best(self) -> tuple[Solver, Tensor, Error, Error]:
-        """The candidate with the smallest mean log error on the judging paths, and a quarter of the log of their rms: a few wild
-        paths count, but do not decide alone."""
+    def best(self) -> Candidate:
+        """The candidate with the smallest mean log error on the judging paths."""
         if not self.found:
             raise SolverError("no solver gave finite samples of this model: check it between t_max and t_end")
-        return min(self.found, key=lambda found: found[3].mean_log + 0.25 * math.log(found[3].rms + 1e-12))
+        return min(self.found, key=lambda found: found.error.mean_log)
 
-    def recipe(self, nfe: int, built_in: tuple[Solver, Tensor, Error, Error], seed: int, iterations: int) -> Recipe:
-        solver, times, _, error = self.best()
+    def choice(self, built_in: Candidate) -> Candidate:
+        """The best of those that are worse than the best built-in one neither in the median nor in the rms, itself at least."""
+        allowed = [
+            found
+            for found in self.found
+            if found.error.median <= built_in.error.median and found.error.rms <= max(built_in.error.rms, 1e-12)
+        ]
+        return min([built_in, *allowed], key=lambda found: found.error.mean_log)
+
+    def recipe(self, nfe: int, built_in: Candidate, seed: int, iterations: int, cond: Iterable[str]) -> Recipe:
+        solver, times, error = self.choice(built_in)
         p = self.pilots
         report = {
             "median_error": error.median,
             "rms_error": error.rms,
-            "built_in": repr(built_in[0]),
-            "built_in_median_error": built_in[3].median,
-            "built_in_rms_error": built_in[3].rms,
+            "built_in": repr(built_in.solver),
+            "built_in_median_error": built_in.error.median,
+            "built_in_rms_error": built_in.error.rms,
             "error_of_the_reference_paths": p.error,
             "paths": len(p.x),
             "candidates": len(self.found),
@@ -160,6 +182,7 @@ class Judged:
             "seed": seed,
         }
         model = {"sde": repr(p.model.sde), "event_shape": list(p.model.event_shape), "reference": p.reference.fingerprint()}
+        model |= {"weights": fingerprint(p.model), "cond": sorted(cond)}
         if p.own and getattr(solver, "reference", None) is not None:
             solver = dataclasses.replace(solver, reference=None)  # type: ignore[type-var]
         return Recipe(solver, tuple(times.tolist()), nfe, model, report)
@@ -185,7 +208,7 @@ def _built_in(p: Pilots, nfe: int) -> Iterator[tuple[Solver, Tensor]]:
     for candidate in candidates:
         solver, _ = bind_solver(candidate, p.model, nfe)
         yield solver, make_times(p.model.sde, solver, nfe, None, p.finish)
-    for classic in (DPMSolverPP(2), UniPC(2), UniPC(3)):
+    for classic in (DPMSolverPP(2), DPMSolverPP(3), UniPC(2), UniPC(3)):
         for spaced in (grid.log_snr, grid.quadratic):
             yield classic, spaced(p.model.sde, nfe, p.start, p.finish)
 

@@ -68,9 +68,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "t_min and t_max swapped in the likelihood",
-        "likelihood.py",
-        "times = make_times(model.sde, solver, steps, None, model.sde.t_min).flip(0)",
-        "times = make_times(model.sde, solver, steps, None, model.sde.t_min)",
+        "_log_prob.py",
+        "make_times(model.sde, solver, steps, None, model.sde.t_min).flip(0)",
+        "make_times(model.sde, solver, steps, None, model.sde.t_min)",
         ("test_likelihood.py::test_prior_mismatch_is_the_whole_gap",),
     ),
     Mutation(
@@ -107,6 +107,34 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return math.log2(self.levels) - math.log2(self.high - self.low)",
         "return math.log2(self.levels) + math.log2(self.high - self.low)",
         ("test_transform.py", "test_likelihood.py::test_bits_per_dim_of_the_uniform_density"),
+    ),
+    Mutation(
+        "the Gaussian part of F left in",
+        "reference_solver.py",
+        "rows = (slope / v.sqrt(), slope * c / v, t.alpha * v.sqrt())",
+        "rows = (slope / v.sqrt(), 0 * c, t.alpha * v.sqrt())",
+        ("test_reference_solver.py::test_gaussian_data_are_solved_exactly_in_any_number_of_steps[VPSDE-7]",),
+    ),
+    Mutation(
+        "the corrector integrates to the wrong end",
+        "reference_solver.py",
+        "correct.append(exponential_weights(nodes, here - w[i - 1]))",
+        "correct.append(exponential_weights(nodes, there - here))",
+        ("test_tuning.py::test_the_differentiable_weights_are_those_of_the_solver",),
+    ),
+    Mutation(
+        "candidates of tune judged on the paths that they were fitted to",
+        "tuning.py",
+        "distance = (x.double() - p.end[p.judge])",
+        "distance = (x.double() - p.end[p.fit])",
+        ("test_tuning.py::test_candidates_are_judged_on_paths_that_no_fit_saw",),
+    ),
+    Mutation(
+        "a recipe for other weights is used",
+        "checkpoint.py",
+        "if not recipe.mismatch(model, weights):",
+        "if not recipe.mismatch(model):",
+        ("test_recipe.py::test_it_is_kept_beside_the_checkpoint",),
     ),
 )
 

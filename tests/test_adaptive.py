@@ -11,8 +11,8 @@ import torch
 from problems import SDES, correlated_mixture, gaussian, image_mixture, marginal_sample, name, reference_path, two_modes, z_limit
 
 import scoresde as sd
-from scoresde.noise import BROWNIAN_LEVELS, Noise, _philox
-from scoresde.sampling import solve
+from scoresde.noise import Noise, _philox
+from scoresde.sampling import _draws, solve
 
 ODE, SDE_SOLVER = sd.AdaptiveODE(1e-6, 1e-6), sd.AdaptiveSDE(0.05, 0.02)
 
@@ -292,14 +292,14 @@ def test_the_path_is_brownian():
     assert abs(float((inside[1:] * inside[:-1]).mean() / inside.var())) * math.sqrt(n) < limit
 
 
-def test_the_path_is_a_function_of_seed_id_and_step():
+def test_the_path_is_a_function_of_seed_id_and_stream():
     k = torch.tensor([0, 123456789, 1 << 27, 1 << 28, 77])
     noise = Noise(5, sd.noise.check_ids([3, 8, 1, (1 << 40) - 1, 4], 5), (3,), torch.float64)
     w = noise.brownian(k)
     for row in range(5):
         one = Noise(5, noise.ids[row : row + 1], (3,), torch.float64).brownian(k[row : row + 1])
         assert (one[0] - w[row]).abs().max() < 1e-14
-    others = [Noise(6, noise.ids, (3,)).brownian(k), noise.brownian(k, 1), Noise(5 + (1 << 32), noise.ids, (3,)).brownian(k)]
+    others = [Noise(6, noise.ids, (3,)).brownian(k), noise.brownian(k, 2), Noise(5 + (1 << 32), noise.ids, (3,)).brownian(k)]
     for other in (*others, Noise(5, noise.ids ^ (1 << 35), (3,)).brownian(k)):
         assert ((other - w)[1:].abs() > 1e-9).all()
 
@@ -308,7 +308,7 @@ def test_the_path_is_a_function_of_seed_id_and_step():
 
 
 def heun_on_the_path(model, x, n, seed=0):
-    """The stochastic improved Euler method in n equal steps of u = asinh(sigma/alpha), on the path of ``Noise.brownian``."""
+    """The stochastic improved Euler method in n equal steps of u = asinh(sigma/alpha), on the path of ``noise="path"``."""
     sde = model.sde
     t, s = sde.levels([sde.t_max, sd.grid.default_end(sde)])
     u = torch.linspace(math.asinh(t.sigma / t.alpha), math.asinh(s.sigma / s.alpha), n + 1, dtype=torch.float64)
@@ -322,11 +322,11 @@ def heun_on_the_path(model, x, n, seed=0):
         return (f / c2**0.5 - c_dot / c2**0.5 * y) / du_dt, math.sqrt(level.g2 / c2 / du_dt)
 
     levels, B = sde.levels(times), len(x)
-    k = torch.arange(n + 1).repeat_interleave(B) * ((1 << BROWNIAN_LEVELS) // n)
-    path = Noise(seed, np.tile(np.arange(B), n + 1), model.event_shape, x.dtype).brownian(k).view(n + 1, *x.shape)
+    path = _draws("path", Noise(seed, np.arange(B), model.event_shape, x.dtype), sde, levels)
     y = x / math.hypot(t.alpha, t.sigma)
     for i in range(n):
-        dw, h = (path[i + 1] - path[i]) * float(u[0] - u[-1]) ** 0.5, float(u[i + 1] - u[i])
+        h = float(u[i + 1] - u[i])
+        dw = math.sqrt(-h) * path.draw(i)
         f, g = drift(y, levels[i])
         f_s, g_s = drift(y + h * f + g * dw, levels[i + 1])
         y = y + h / 2 * (f + f_s) + (g + g_s) / 2 * dw
@@ -336,18 +336,22 @@ def heun_on_the_path(model, x, n, seed=0):
 @pytest.mark.slow
 @pytest.mark.parametrize("sde", [sd.VPSDE(), sd.VESDE(), sd.RectifiedFlow()], ids=name)
 def test_the_adaptive_path_converges_to_the_fine_one_on_the_same_brownian_path(sde):
-    """Rejected steps included, a quarter of all. Measured on a Gaussian: 0.06, 0.02, 0.006; on another path the gap is 0.7."""
+    """Rejected steps included, a quarter of all. Measured on a Gaussian (VP): 0.04, 0.03, 0.01; on another path the gap is 0.7.
+
+    The fine one, of order 1 on increments over lam, is some 0.005 off itself.
+    """
     target = gaussian()
     model = sd.ExactModel(target, sde)
     x = marginal_sample(target, sde, sde.t_max, 16)
     with torch.no_grad():
-        fine = heun_on_the_path(model, x, 512)
+        fine = heun_on_the_path(model, x, 1024)
     errors, needed = [], []
-    for tolerance in (0.1, 0.02, 0.004):
+    for tolerance in (0.1, 0.025, 0.006):
         y, n = run(model, x, sd.AdaptiveSDE(tolerance, 0.4 * tolerance))
         errors.append(float((y - fine).norm(dim=1).median()))
         needed.append(np.mean(n))
-    assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2], errors
+    assert errors[0] > errors[1] > errors[2], errors
+    assert errors[0] > 2.5 * errors[2], errors
     assert errors[2] < 0.02, errors
     assert needed[0] < needed[1] < needed[2]
     other, _ = run(model, x, sd.AdaptiveSDE(0.02, 0.008), seed=1)
@@ -377,6 +381,33 @@ def test_the_sde_solver_takes_intervals_and_float32():
     b = sd.sample(sd.ExactModel(image_mixture(), sd.VPSDE()), 4, solver=SDE_SOLVER, steps=3)
     assert (a - b).abs().median() < 0.05
     assert not torch.equal(a, sd.sample(model, 4, solver=SDE_SOLVER, steps=3, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("sde", "steps"),
+    [(sd.VPSDE(), 100), (sd.VESDE(), 100), pytest.param(sd.VPSDE(), 800, marks=pytest.mark.slow), pytest.param(sd.RectifiedFlow(), 800, marks=pytest.mark.slow)],
+)
+def test_it_follows_the_path_of_the_fixed_solvers(sde, steps):
+    """Ancestral sampling along noise="path" ends where it does. Measured at 800 steps: 0.020 to 0.024; on another path 0.4 or more."""
+    model = sd.ExactModel(gaussian(), sde)
+    x = marginal_sample(model.target, sde, sde.t_max, 32)
+    run = lambda solver, **kw: sd.sample(model, x_init=x, solver=solver, seed=4, noise="path", batch_size=32, **kw)  # noqa: E731
+    fine = run(sd.Ancestral(), times=sd.grid.log_snr(sde, steps))
+    one, three = run(sd.AdaptiveSDE(0.02, 0.008)), run(sd.AdaptiveSDE(0.02, 0.008), steps=3)
+    gaps = [float((y - fine).norm(dim=1).median()) for y in (one, three)]
+    assert max(gaps) < (0.03 if steps == 800 else 0.06), gaps
+    assert torch.equal(one, sd.sample(model, x_init=x, solver=sd.AdaptiveSDE(0.02, 0.008), seed=4, batch_size=32))
+    other = sd.sample(model, x_init=x, solver=sd.AdaptiveSDE(0.02, 0.008), seed=5, batch_size=32)
+    assert float((other - fine).norm(dim=1).median()) > 0.3
+
+
+def test_it_needs_a_path():
+    model = sd.ExactModel(two_modes(), sd.VPSDE())
+    for solver in (sd.Picard(sd.AdaptiveSDE()), sd.Restart(sd.PredictorCorrector(sd.AdaptiveSDE(), sd.Langevin(steps=0)))):
+        with pytest.raises(sd.errors.ConfigError, match="Brownian path"):
+            sd.sample(model, 2, solver=solver, steps=4)
+    with pytest.raises(sd.errors.ConfigError, match="too short"):
+        sd.sample(model, 2, solver=sd.AdaptiveSDE(), times=[0.5, 0.5 - 1e-8])
 
 
 # ---- bad inputs

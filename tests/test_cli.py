@@ -21,7 +21,7 @@ from scoresde import _classes, _demo, cli
 from scoresde.cli import main
 
 torch.set_num_threads(1)
-COMMANDS = ("demo", "train", "sample", "nll", "bench")
+COMMANDS = ("demo", "train", "sample", "nll", "bench", "tune")
 QUICK = "--progress off --threads 1"
 
 
@@ -65,7 +65,7 @@ def test_no_arguments_explain_everything(capsys):
 def test_every_example_of_the_help_is_understood(monkeypatch):
     """The examples are parsed, and their classes made; the commands themselves are left out."""
     seen = []
-    for name in ("demo", "train", "sample", "nll", "bench"):
+    for name in COMMANDS:
         monkeypatch.setattr(cli, f"_run_{name}", lambda a: seen.append(a))
     from scoresde._options import _ABOUT, _EXAMPLES
 
@@ -304,9 +304,11 @@ def test_bench_gives_labels_to_a_conditional_run(runs, monkeypatch):
     assert torch.equal(found["label"], torch.cat([labels, labels[:2]]))
     assert (found["nfe"], found["samples"]) == ([5, 10, 20, 50, 100], 299)
     assert isinstance(found["features"], torch.nn.Identity)  # images with labels
+    assert (found["solvers"][0], found["noise"]) == ("auto", "independent")
     found.clear()
-    run("bench {runs}/digits --data digits --features off --solvers auto,Heun --grids own,log_snr", runs)
+    run("bench {runs}/digits --data digits --features off --solvers auto,Heun --grids own,log_snr --noise path", runs)
     assert "label" not in found
+    assert found["noise"] == "path"
     assert (found["samples"], found["features"]) == (297, None)
     assert found["solvers"] == ["auto", sd.Heun()]
     assert found["grids"] == {"own": None, "log_snr": sd.grid.log_snr}
@@ -415,7 +417,7 @@ class Other: pass
         ("nll {runs}/digits --data digits --solver DDIM --n 2 --steps 2", 2, "TorchDiffEq, Euler, Heun or RK4"),
         ("nll {runs}/digits --data digits --rtol 0 --n 2", 2, "rtol = 0.0"),
         ("nll {runs}/digits --data digits --solver TorchDiffEq --solver.max_nfe 5 --n 2", 1, "max_nfe = 5"),
-        ("bench {runs}/digits --data digits --nfe 5,ten", 2, "--nfe 5,ten: expected integers"),
+        ("bench {runs}/digits --data digits --nfe 5,ten", 2, "--nfe 5,ten: expected positive integers"),
         ("bench {runs}/digits --data digits --solvers Heun,Foo", 2, "'Foo' is unknown"),
         ("bench {runs}/digits --data digits --n 1400 --features off", 2, "samples = 1400 and a pool of 1500"),
         ("bench {runs}/digits --data digits --n 10 --samples 10", 2, "--n and --samples are the same"),
@@ -558,3 +560,25 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert sd.load(out / "run").event_shape == (1, 8, 8)
     assert main(["demo", "--out", str(out), "--minutes", "0.05"]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+# ---- tune
+
+
+def test_tune_writes_a_recipe_that_sample_uses(runs, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(runs / "moons", tmp_path / "moons")
+    where = tmp_path / "moons"
+    assert main(shlex.split(f"tune {where} --nfe 3,4 --iterations 2 --paths 16 {QUICK}")) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^3 +\w+ +\d", text, re.M)
+    assert f"scoresde sample {where} --steps 3" in text
+    model = sd.load(where)
+    assert sorted(model.recipes) == [3, 4]
+    assert main(shlex.split(f"sample {where} --steps 3 --n 5 --out {tmp_path}/x.npy {QUICK}")) == 0
+    assert "3 network calls each" in capsys.readouterr().out
+    x = torch.from_numpy(np.load(tmp_path / "x.npy"))
+    assert torch.allclose(x, sd.sample(model, 5, solver=model.recipes[3]), atol=1e-6)
+    assert main(shlex.split(f"tune {where} --nfe ten {QUICK}")) == 2
+    assert "--nfe ten: expected positive integers" in capsys.readouterr().err

@@ -54,6 +54,13 @@ def test_it_is_a_function_of_its_seed(digits):
     assert features_name(a) == features_name(b) != features_name(c)
 
 
+def test_the_generators_of_gpus_are_left_alone(digits, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    fit_features(digits, width=4, steps=1, progress=False)
+    assert seeded == []
+
+
 def test_rows_do_not_depend_on_each_other(extractor, digits):
     x = digits.transform.center(digits.test)
     assert torch.allclose(extractor(x)[:7], extractor(x[:7]), atol=1e-5)

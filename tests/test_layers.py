@@ -17,8 +17,8 @@ MODULES = {path.stem: ast.parse(path.read_text(), str(path)) for path in sorted(
 
 # One total order: a module imports from those before it only. Its own module and cli come after all of them.
 ORDER = """
-    errors _tensor _quadrature _exponential _files noise nets sde check parameterization reference model exact loss grid transform solvers multistep reference_solver recipe stochastic adapters adaptive parallel
-    sampling _pilots _schemes tuning likelihood metrics data checkpoint _figures _curves plot _batches features _trainer train
+    errors _bars _digest _tensor _quadrature _exponential _files noise nets sde check parameterization reference model exact loss grid transform solvers multistep reference_solver recipe stochastic adapters adaptive parallel
+    sampling _pilots _schemes tuning _traces _augmented _density report _log_prob likelihood elbo latents metrics data checkpoint _figures _curves plot _batches features _trainer train
     _frontier_rows _frontier_run _frontier_judge _frontier_store _frontier_work _frontier_report frontier _classes _options _demo cli
 """.split()
 
@@ -100,6 +100,8 @@ def violations(tree: ast.Module, module: str = "") -> list[str]:
                 bad(node, name)
             if name.startswith(("np.random.", "numpy.random.")) and node.attr not in NUMPY_OK:
                 bad(node, f"{name}: numpy's global generator")
+            if name == "torch.manual_seed" and id(node) in forked:
+                bad(node, "torch.manual_seed: the generators of all GPUs, which fork_rng leaves as they are")
             if (node.attr in SEEDS or name in ("torch.seed", "torch.random.seed")) and id(node) not in forked:
                 bad(node, f"{name or node.attr}: the global generator, outside fork_rng")
             if name in {f"torch.{d}" for d in DRAWS} and id(node) not in forked and module not in INITS:
@@ -148,6 +150,7 @@ def test_nothing_forbidden(name):
         "np.random.rand(3)",
         "np.random.seed(0)",
         "torch.manual_seed(0)",
+        "with torch.random.fork_rng(devices=[]):\n    torch.manual_seed(0)",
         "torch.random.seed()",
         "torch.default_generator.manual_seed(0)",
         "torch.randn(3)",
@@ -166,7 +169,7 @@ def test_the_walk_sees_what_is_forbidden(line):
         "model.eval()",
         "np.load(f, allow_pickle=False)",
         "np.random.Generator(np.random.Philox(key=1))",
-        "with torch.random.fork_rng():\n    torch.manual_seed(0)\n    torch.randn(3)",
+        "with torch.random.fork_rng():\n    torch.default_generator.manual_seed(0)\n    torch.randn(3)",
         "isinstance(sde, SDE)",
         "re.compile('a')",
         "self.load(f)",

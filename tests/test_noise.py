@@ -291,5 +291,30 @@ def test_noise_made_ahead_for_a_gpu_is_the_same_noise():
     """What a GPU gets, several steps at a time, is what a CPU gets step by step; asked here of the CPU as device."""
     noise = Noise(5, np.arange(3, 9), (4,), torch.float64)
     for stream in (1, 2):
-        for step in (0, 1, 2, 15, 16, 17, 40, 3):
+        for step in (0, 1, 2, 15, 16, 17, 18, 33, 34, 40, 3, 4):
             assert torch.equal(noise.ahead(stream, step), noise.normal(stream, step))
+
+
+def test_only_streams_that_steps_reuse_are_made_ahead():
+    """A stream asked at one step takes one draw, and none of its memory stays; 40 steps of three streams take few more than 120."""
+    made = []
+
+    class Counted(Noise):
+        def normal(self, stream, step=0):
+            made.append((stream, step))
+            return super().normal(stream, step)
+
+    noise = Counted(5, np.arange(3), (4,))
+    for step in range(40):
+        for stream in (STEP, CORRECTOR, CORRECTOR + 1):
+            noise.ahead(stream, step)
+        if step == 20:
+            for stream in range(1000, 1100):
+                noise.ahead(stream, step)
+    assert sum(1000 <= stream < 1100 for stream, _ in made) == 100
+    assert len(set(made)) == len(made) <= 100 + 3 * 49
+    held = [draws for *_, draws in noise._moved.values() if draws is not None]
+    assert len(held) == 3
+    assert len(noise._moved) < 10
+    noise.ahead(STEP, 60)  # a jump: its old block goes
+    assert sum(draws is not None for *_, draws in noise._moved.values()) == 2

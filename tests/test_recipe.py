@@ -74,6 +74,10 @@ def test_auto_uses_it_for_its_number_of_calls_and_end_alone():
     assert torch.equal(sd.sample(model, 4, steps=3), sd.sample(model, 4, solver=recipe))
     plain = sd.ReferenceSolver()
     assert torch.equal(sd.sample(model, 4, steps=4), sd.sample(model, 4, solver=plain, steps=4))
+    named = dataclasses.replace(recipe, model={**recipe.model, "cond": ["label"]})  # made for labels, and none are given
+    model.recipes[3] = named
+    assert torch.equal(sd.sample(model, 4, steps=3), sd.sample(model, 4, solver=plain, steps=3))
+    model.recipes[3] = recipe
     assert torch.equal(sd.sample(model, 4, steps=3, t_end=0.01), sd.sample(model, 4, solver=plain, steps=3, t_end=0.01))
 
 
@@ -85,9 +89,13 @@ def test_it_is_kept_beside_the_checkpoint(tmp_path):
     again = sd.load(tmp_path)
     assert torch.equal(sd.sample(again, 4, steps=3), sd.sample(model, 4, steps=3))
     assert not torch.equal(sd.sample(again, 4, steps=3), sd.sample(model, 4, solver=sd.ReferenceSolver(), steps=3))
+    # with other weights it is passed over
+    other = dataclasses.replace(model.recipes[3], model={**model.recipes[3].model, "weights": "0" * 16})
+    other.save(tmp_path)
+    assert sd.load(tmp_path).recipes == {}
     # trained on other data since: the recipe's coordinates are gone, and so is the recipe
     sd.fit(model, sd.data.toy("moons", 201), steps=2, batch_size=16, seed=0, progress=False)
-    model.recipes.clear()
+    assert model.recipes == {}
     sd.save(model, tmp_path)
     assert sd.load(tmp_path).recipes == {}
     (tmp_path / "recipe-4.json").write_text("{")
@@ -112,6 +120,11 @@ def test_bad_input(tmp_path):
         sd.sample(other, 2, solver=recipe)
     with pytest.raises(sd.errors.ConfigError, match="decreasing"):
         Recipe(sd.UniPC(2), (0.1, 1.0), 1)
+    for given, word in ((("UniPC", (1.0, 0.1), 1), "solver"), ((sd.UniPC(2), (1.0, 0.1), "2"), "nfe"), ((sd.UniPC(2), "abc", 1), "times")):
+        with pytest.raises(sd.errors.ConfigError, match=word):
+            Recipe(*given)
+    with pytest.raises(sd.errors.ConfigError, match="cannot be written"):
+        Recipe(sd.Heun(), (1.0, 0.1), 2).to_json()
     with pytest.raises(sd.errors.CheckpointNotFound):
         Recipe.load(tmp_path / "none.json")
     content = json.loads(recipe.to_json())

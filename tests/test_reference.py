@@ -92,6 +92,10 @@ def test_fingerprints_tell_references_apart():
     a, b, c = sd.GaussianReference.fit(x), sd.GaussianReference.fit(x.clone()), sd.GaussianReference.fit(x[:-1])
     assert a.fingerprint() == b.fingerprint() != c.fingerprint()
     assert a.fingerprint() != sd.GaussianReference.fit(x, width=3.0).fingerprint()
+    # two rotations of the same variances
+    m, C = torch.zeros(2), torch.tensor([[2.0, 0.9], [0.9, 1.0]])
+    turned = C * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    assert sd.GaussianReference.of_moments(m, C).fingerprint() != sd.GaussianReference.of_moments(m, turned).fingerprint()
 
 
 def test_fit_and_checkpoints_carry_it(tmp_path):
@@ -134,5 +138,11 @@ def test_bad_input():
         sd.GaussianReference(torch.zeros(3), torch.ones(2))
     with pytest.raises(sd.errors.ConfigError, match="> 0"):
         sd.GaussianReference(torch.zeros(3), torch.zeros(3))
+    with pytest.raises(sd.errors.ConfigError, match="symmetric"):
+        sd.GaussianReference.of_moments(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
+    with pytest.raises(sd.errors.ConfigError, match="eigenvalue"):
+        sd.GaussianReference.of_moments(torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+    with pytest.raises(sd.errors.ConfigError, match="tensors"):
+        sd.GaussianReference([0.0], [1.0])
     with pytest.raises(sd.errors.ConfigError, match="width"):
         sd.GaussianReference(torch.zeros(3), torch.ones(3), width=0.0)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import SDES, correlated_mixture, gaussian, gaussian_path, image_mixture, marginal_sample, name, reference_path, slope, two_modes
+from problems import (
+    SDES,
+    correlated_mixture,
+    gaussian,
+    gaussian_path,
+    image_mixture,
+    marginal_sample,
+    name,
+    reference_path,
+    slope,
+    two_modes,
+)
 
 import scoresde as sd
 

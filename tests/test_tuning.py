@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from scoresde import _schemes
 from scoresde._pilots import Pilots
 from scoresde.model import inference
 from scoresde.reference_solver import adams_weights
+from scoresde.tuning import Candidate, Error, Judged
 
 
 def unseen(model, n=200):
@@ -81,8 +83,6 @@ def test_gradients_through_the_solver_are_right():
     here, z0 = p.reference.to(p.x), p.z[0]
 
     def end(w, A):
-        import dataclasses
-
         return _schemes._unroll(model, here, dataclasses.replace(scheme, w=w, A=A), z0, False).sum()
 
     w, A = scheme.w.clone().requires_grad_(), scheme.A.clone().requires_grad_()
@@ -106,29 +106,61 @@ def test_gradients_through_the_solver_are_right():
 @pytest.mark.slow
 @pytest.mark.parametrize("nfe", [5, 10])
 def test_it_beats_the_untuned_default_on_unseen_paths(nfe):
-    """By least squares alone at most 0.6 of the median error of ``auto``, in 2 and 8 dimensions; calls are counted."""
+    """At most 0.7 of the median error of ``auto``, in 2 and 8 dimensions (10 calls: by least squares alone); calls are counted."""
     for target in (two_modes(), correlated_mixture(8, 5, seed=3)):
         model = sd.ExactModel(target, sd.VPSDE())
         x, exact = unseen(model)
         before = median(model, x, exact, "auto", nfe)
-        recipe = sd.tune(model, nfe, iterations=0, paths=256, progress=False)
+        recipe = sd.tune(model, nfe, iterations=60 if nfe == 5 else 0, paths=256, progress=False)
         with sd.count_evaluations(model) as calls:
             after = median(model, x, exact, recipe)
         assert calls.forward == nfe
-        assert after < 0.6 * before
+        assert after < 0.7 * before
         assert model.recipes[nfe] is recipe
+        assert recipe.report["median_error"] <= recipe.report["built_in_median_error"]
+        assert recipe.report["rms_error"] <= recipe.report["built_in_rms_error"]
         # the report is an honest forecast: judged on pilots that the fit did not see
         assert after == pytest.approx(recipe.report["median_error"], rel=0.5)
+
+
+def test_a_candidate_must_be_better_in_the_median_and_in_the_rms():
+    """The judge: the smallest mean log error among those no worse than the best built-in one; the built-in one if there is none."""
+    judged = Judged(None)
+    built_in = Candidate("built-in", None, Error(1.0, 2.0, 0.0))
+    wild = Candidate("wild", None, Error(0.1, 2.1, -9.0))
+    better, best = Candidate("better", None, Error(0.9, 1.9, -1.0)), Candidate("best", None, Error(0.8, 2.0, -2.0))
+    judged.found = [wild]
+    assert judged.choice(built_in) is built_in
+    judged.found = [wild, better, best]
+    assert judged.choice(built_in) is best
+
+
+def test_candidates_are_judged_on_paths_that_no_fit_saw():
+    """A solver that is perfect on the fitting half and wrong on the other gets the errors of the other."""
+    model = sd.ExactModel(two_modes(), sd.VPSDE())
+    p = pilots(model, 32)
+
+    @dataclasses.dataclass(frozen=True)
+    class Cheat(sd.Solver):
+        def step(self, model, x, t, s, state, noise):
+            known = (x[:, None] == p.x[p.fit]).all(-1)
+            end = known.double() @ p.end[p.fit]
+            return torch.where(known.any(1, keepdim=True), end, torch.zeros_like(x)), state
+
+    judged = Judged(p)
+    with torch.no_grad():
+        judged.add(Cheat(), torch.tensor([1.0, 1e-3], dtype=torch.float64))
+    assert judged.found[0].error.median == pytest.approx(float(p.end[p.judge].norm(dim=1).median()))
 
 
 @pytest.mark.slow
 def test_adam_improves_on_least_squares():
     model = sd.ExactModel(two_modes(), sd.VPSDE())
     x, exact = unseen(model)
-    fitted = sd.tune(model, 5, iterations=0, progress=False)
-    polished = sd.tune(model, 5, iterations=150, progress=False)
+    fitted = sd.tune(model, 5, paths=256, iterations=0, progress=False)
+    polished = sd.tune(model, 5, paths=256, iterations=60, progress=False)
     assert median(model, x, exact, polished) < 0.9 * median(model, x, exact, fitted)
-    again = sd.tune(model, 5, iterations=150, progress=False)
+    again = sd.tune(model, 5, paths=256, iterations=60, progress=False)
     assert again.solver.weights == polished.solver.weights  # a function of its arguments
 
 
@@ -138,7 +170,7 @@ def test_memory_decides_between_gradients_recomputation_and_none():
     p = pilots(model)
     scheme = _schemes._scheme(p, 10, 0.6, 1.0, True)
     assert _schemes._affordable(p, scheme, 1 << 30, 32) == (32, False)
-    size, recompute = _schemes._affordable(p, scheme, 200_000, 32)
+    _, recompute = _schemes._affordable(p, scheme, 200_000, 32)
     assert recompute
     assert _schemes._affordable(p, scheme, 1000, 32) is None
     with torch.enable_grad():

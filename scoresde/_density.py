@@ -1,0 +1,131 @@
+r"""log p along the probability-flow ODE in the coordinates of a Gaussian reference: one network call a node.
+
+With the symbols of ``scoresde.reference``, v = c + s^2 and lam = log(alpha/sigma), the density p_z of z obeys
+
+.. math:: \frac{dz}{d\lambda} = F, \qquad \frac{d \log p_z}{d\lambda} = -A, \qquad
+          A = \alpha \, \mathrm{tr} \frac{dD}{dx} - \sum_i \frac{c_i}{v_i}
+
+so that log p(x) = log p_z(z at t_max) - (integral of A over lam from t_max to t_min) - 1/2 sum log(alpha^2 v) at t_min. F and A are 0 for
+Gaussian data, and both fade at both ends of the path. The path z is found by the predictor-corrector method of ``ReferenceSolver`` in
+the time w, from data to noise; A is integrated at the end, by cubics through the four nearest nodes on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._exponential import exponential_weights
+from ._traces import Traces, share
+from .reference import GaussianReference
+from .reference_solver import CENTER, FAR, ReferenceSolver, adams_weights, warp
+from .sde import SDE, Level
+
+STEPS = 40  # network calls when not told how many
+FREE_UP_TO = 20  # calls: with more, moments from data would err more at t_max than the steps do
+
+
+class Plan(NamedTuple):
+    """What is computed once: nodes from t_min to t_max, weights of z at each (newest first), and of A."""
+
+    reference: GaussianReference
+    levels: list[Level]
+    slopes: list[float]
+    correct: Sequence[Sequence[float]]
+    predict: Sequence[Sequence[float]]
+    quadrature: Sequence[float]
+    free: bool
+    keep: int
+
+
+def plan(solver: ReferenceSolver, sde: SDE, calls: int) -> Plan:
+    """The nodes and weights of ``calls`` network calls, for a solver with a reference."""
+    reference = solver._reference()
+    end = sde.levels([sde.t_max])[0]
+    # where noise hides the data F = A = 0 is known, as far as the moments are: t_max is a node that needs no call
+    free = solver.free
+    if free is None:
+        free = (reference.exact or calls <= FREE_UP_TO) and end.sigma > FAR * end.alpha * reference.scale
+    bound = ReferenceSolver(solver.order, solver.corrector, reference, solver.width, False)
+    intervals = calls if free or calls == 1 else calls - 1
+    levels = sde.levels(bound.grid(sde, intervals, end=sde.t_min).flip(0))
+    width = bound.width or reference.width
+    w = [warp(t, CENTER * reference.scale, width) for t in levels]
+    k = solver.order or (3 if calls < 18 else 4)
+    # one interval beyond the last node, never gone: it brings the last correction
+    correct, predict = adams_weights([*w, 2 * w[-1] - w[-2]], k, 0 if solver.corrector is False else k + 1)
+    slopes = [-width / (v * (1 - v)) for v in w]
+    return Plan(reference, levels, slopes, correct, predict, quadrature(w, 4), free, k + 1)
+
+
+def quadrature(w: Sequence[float], n: int) -> list[float]:
+    """Weights of the integral over all of w: in each interval that of the polynomial through the n nodes nearest to it."""
+    weights = [0.0] * len(w)
+    for i, (here, there) in enumerate(pairwise(w)):
+        first = min(max(i - (n - 1) // 2, 0), max(len(w) - n, 0))
+        nodes = range(first, min(first + n, len(w)))
+        for j, weight in zip(nodes, exponential_weights([w[j] - here for j in nodes], there - here), strict=True):
+            weights[j] += weight
+    return weights
+
+
+def integrate(model: Any, x: Tensor, plan: Plan, traces: Traces | None) -> tuple[Tensor, Tensor]:
+    """z at t_max, and the integral of A dlam from t_min to t_max by column, (B, columns); without traces z alone, and no columns.
+
+    From x at t_min; z and the integral in float64, the network in the dtype of x.
+    """
+    reference = plan.reference.to(x.double())
+    m, c = reference.mean, reference.variance
+    last = len(plan.levels) - 1
+    z = base = reference.analyse(x.double() / plan.levels[0].alpha - m) / (c + _s2(plan.levels[0])).sqrt()
+    history: list[Tensor] = []
+    excess = None if traces is None else traces.excess(plan.reference)
+    integral = torch.zeros((len(x), 0 if traces is None else traces.columns), dtype=torch.float64, device=x.device)
+    for i, (t, slope) in enumerate(zip(plan.levels, plan.slopes, strict=True)):
+        if i == last and plan.free:
+            f = torch.zeros_like(z)
+        else:
+            v = c + _s2(t)
+            here = x if i == 0 else (t.alpha * (reference.synthesize(z * v.sqrt()) + m)).to(x.dtype)
+            here = here.detach().requires_grad_(traces is not None)
+            with torch.set_grad_enabled(traces is not None):
+                denoised = model.denoise(here, t)
+            f = slope * (reference.analyse(denoised.detach().double() - m) / v.sqrt() - c / v * z)
+            if traces is not None:
+                trace, products = traces(denoised, here, share(plan.reference, t.sigma / t.alpha) / t.alpha)
+                model.count_vjp(products)
+                A = t.alpha * trace - (c / v).expand(z.shape[1:]).sum()
+                if excess is not None:
+                    A = A - ((c / v - (c / v).mean()) * excess).flatten(2).sum(2).mT
+                integral.add_(A, alpha=slope * plan.quadrature[i])
+        history = [f, *history[: plan.keep - 1]]
+        for weight, g in zip(plan.correct[i], history, strict=False):
+            base = torch.add(base, g, alpha=weight)
+        z = base
+        if i < last:
+            for weight, g in zip(plan.predict[i], history, strict=False):
+                z = torch.add(z, g, alpha=weight)
+    if excess is not None:
+        g = 0.5 * ((c / _s2(plan.levels[0])).log1p() - (c / _s2(plan.levels[-1])).log1p())
+        integral -= ((g - g.mean()) * excess).flatten(2).sum(2).mT
+    return z, integral
+
+
+def latent(plan: Plan, z: Tensor) -> Tensor:
+    """x at t_max of z there, float64."""
+    reference, t = plan.reference.to(z), plan.levels[-1]
+    return t.alpha * (reference.synthesize(z * (reference.variance + _s2(t)).sqrt()) + reference.mean)
+
+
+def log_volume(plan: Plan, t: Level) -> float:
+    """1/2 sum log(alpha^2 v): log p(x) is log p_z(z) less this."""
+    c = plan.reference.variance.double()
+    return float(0.5 * (t.alpha**2 * (c + _s2(t))).log().sum()) * (plan.reference.mean.numel() // c.numel())
+
+
+def _s2(t: Level) -> float:
+    return (t.sigma / t.alpha) ** 2

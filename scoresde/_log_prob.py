@@ -1,0 +1,349 @@
+r"""log p in nats by the probability-flow ODE.
+
+.. math:: \log p(x) = \log p_T(x_T) + \int_{t_\mathrm{min}}^{t_\mathrm{max}} \nabla \cdot v(x_t, t)\, dt
+
+where v is the velocity and x_T the end of its ODE started at x (2011.13456, eq. 39). log p is the density at t_min, of data
+blurred by sigma(t_min).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _density
+from ._augmented import Augmented
+from ._bars import bar as _progress
+from ._tensor import check_data, check_positive_int, expand
+from ._traces import Traces, check_kind
+from .adapters import TorchDiffEq
+from .errors import ConfigError, ScaleError, SolverError
+from .model import ScoreModel, check_same_kind, count_evaluations, inference, slice_cond
+from .noise import Noise, check_ids, check_seed
+from .reference_solver import ReferenceSolver, model_reference
+from .report import Report, Term, settings_of
+from .sampling import _bind, _check_model, default_batch_size, make_times, solve
+from .sde import Level
+from .solvers import Solver, check_solver
+from .transform import Transform
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """log p of samples, in nats, with its parts; tensors are float64 of shape (B,).
+
+    Attributes:
+        log_prob: prior + delta.
+        prior: log density of the latent under the prior.
+        delta: the integral of the divergence of the velocity from t_min to t_max.
+        latent: the end of each path at t_max, (B, *event_shape), in the dtype of x.
+        std_error: standard error of delta over the trace probes; 0 for the exact trace, NaN for a single probe (unknown).
+        nfe: network calls, counted, over all batches.
+        vjp: vector-Jacobian products, counted.
+        mismatch: how much log p would change if the prior had the mean and covariance that the model's reference has at t_max; or,
+            without one or for the prior "reference", the mean and variance of these latents (NaN for a prior of your own).
+        discretization: estimate of the error of the time steps in log p of the first ``check`` samples, from a solve with half of
+            them (a third of the difference for ``ReferenceSolver``, all of it for others); NaN for the rest.
+        cut: estimate of log p of the data without the blur of sigma(t_min), less log p, to first order in sigma^2; of the same.
+        check_nfe: network calls for these two.
+        settings: what all this was computed with.
+    """
+
+    log_prob: Tensor
+    prior: Tensor
+    delta: Tensor
+    latent: Tensor
+    std_error: Tensor
+    nfe: int
+    vjp: int
+    mismatch: Tensor
+    discretization: Tensor
+    cut: Tensor
+    check_nfe: int
+    settings: dict[str, Any]
+
+    def report(self) -> Report:
+        """The mean over samples, in nats, with its error budget."""
+        return Report(mean(self.log_prob), mean_error(self.log_prob), "nats", self.terms(), self.settings, tuple(self.log_prob.tolist()))
+
+    def terms(self, scale: float = 1.0) -> tuple[Term, ...]:
+        """The error budget of the mean of scale times log p."""
+        s = abs(scale)
+        checked = self.discretization[~self.discretization.isnan()]
+        some = f"estimated on {len(checked)} samples" if len(checked) else "not estimated, check = 0"
+        return (
+            Term("data", s * mean_error(self.log_prob), "standard error over the samples (of dequantization and probes too)"),
+            Term("probes", s * root_sum(self.std_error), f"standard error of the trace: {self.settings['divergence']}"),
+            Term("time steps", s * abs(mean(checked)), f"error of the solver by half the steps, {some}"),
+            Term("  one sample", s * mean(checked.abs()), "the same, mean absolute error of a single sample"),
+            Term("prior", scale * mean(self.mismatch), "change of the mean if the prior had the moments of the data at t_max"),
+            Term("cut", scale * mean(self.cut[~self.cut.isnan()]), f"change of the mean without the blur of sigma(t_min), {some}"),
+        )
+
+
+def log_prob(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    solver: Solver | None = None,
+    steps: int | None = None,
+    divergence: str = "hutchinson",
+    probes: int = 1,
+    prior: Callable[[Tensor], Tensor] | str | None = None,
+    seed: int = 0,
+    ids: Iterable[int] | Tensor | None = None,
+    batch_size: int | None = None,
+    check: int = 0,
+    check_scale: bool = True,
+    progress: bool = False,
+    **cond: Any,
+) -> LogProb:
+    """log p(x) in nats under the model's probability-flow ODE.
+
+    Value and vector-Jacobian products come from one network call each evaluation. The state is float64, the network runs in its
+    own dtype. The probes are fixed along the path, a function of (seed, sample id).
+
+    Args:
+        model: a ScoreModel.
+        x: model-space floats (B, *event_shape), of the dtype and device of the model.
+        solver: ``ReferenceSolver()``, which takes ``steps`` network calls, each sample alone; ``TorchDiffEq``, ``AdaptiveODE``, or
+            ``Euler``, ``Heun``, ``RK4`` with ``steps`` on the SDE's default grid. None is ``ReferenceSolver()`` for a model with a
+            Gaussian reference, else ``TorchDiffEq()``.
+        steps: of a solver with fixed steps; None is 40 network calls of ``ReferenceSolver``, the solver's own number for others.
+        divergence: "hutchinson" (unbiased, one vjp a probe), "reference" (its vectors in the basis of the Gaussian reference),
+            "gaussian", "hutch++" (probes are all vjps, at least 3), or "exact" (D vjps); see ``scoresde._traces``.
+        probes: random vectors of the trace estimate; two or more (six or more for "hutch++") give a standard error. A model with a
+            reference has its Hutchinson estimates corrected by half of the error that they make for the reference.
+        prior: None for N(0, prior_std^2 I); "reference" for N(alpha m, alpha^2 C + sigma^2 I) of the model's reference at t_max; or
+            a function x -> log p (B,), log p at t_max of an exact model for instance.
+        seed, ids: the probes of sample i are a function of (seed, ids[i]); ids None is 0..B-1.
+        batch_size: samples solved at once; None: a function of the event shape. With ``TorchDiffEq`` a batch shares its step sizes,
+            so log p depends on batch mates within the tolerance; with all others it does not.
+        check: on how many samples, the first ones, to estimate the errors of the time steps and of the cut at t_min, at half of
+            their cost again. ``report()`` of the result shows the whole budget.
+        check_scale: refuse x far outside the range of the model's transform.
+        progress: show a progress bar.
+        **cond: for the network; a tensor with first dimension B is per sample.
+
+    Raises:
+        DTypeError, ShapeError, NonFiniteError, DeviceError: a wrong x (integers above all: use ``bits_per_dim``).
+        ScaleError: x far outside the range of the model's transform.
+        ConfigError: a wrong argument.
+        SolverError: a failed solve. ``ReferenceSolver`` and ``AdaptiveODE`` fail for single samples: log p is NaN for these, and a
+            warning names them.
+    """
+    _check_model(model)
+    check_data(x, model.event_shape)
+    check_same_kind(model, x)
+    if solver is None:
+        solver = TorchDiffEq() if model.reference is None else ReferenceSolver()
+    check_solver(solver)
+    if check_scale:
+        _check_scale(x, getattr(model, "transform", None))
+    check_kind(divergence, probes, model.reference)
+    size = default_batch_size(model.event_shape) if batch_size is None else check_positive_int(batch_size, "batch_size")
+    id_array = check_ids(ids, len(x))
+    check_seed(seed)
+    first, end = model.sde.levels([model.sde.t_min, model.sde.t_max])
+    log_prior = _prior(prior, model, solver, end)
+    if isinstance(check, bool) or not isinstance(check, int) or check < 0:
+        raise ConfigError(f"check = {check!r}, expected a number of samples, 0 for none")
+    run = _in_reference(model, solver, steps) if isinstance(solver, ReferenceSolver) else _by_velocity(model, solver, steps)
+    parts: list[tuple[Tensor, Tensor]] = []
+    n = len(x)
+    with inference(model), count_evaluations(model) as calls:
+        with _progress(progress, -(-n // size), "log-likelihood") as advance:
+            for start in range(0, n, size):
+                rows = np.arange(start, min(start + size, n))
+                noise = Noise(seed, id_array[rows], model.event_shape, x.dtype, x.device)
+                traces = Traces.draw(divergence, probes, noise, model.reference)
+                bound = _bind(model, cond, rows, n, x.device)
+                latent, deltas = run(bound, x[start : start + size], noise, traces)
+                parts.append((latent, deltas + traces.control(model.reference, first, end)))
+                advance()
+        latent, deltas = (torch.cat(column) for column in zip(*parts, strict=True))
+        failed = ~latent.flatten(1).isfinite().all(1)  # by a per-sample solver; any other raises
+        known = latent.masked_fill(expand(failed, latent), 0.0)
+        log_p = log_prior(known).double()
+    if log_p.shape != deltas.shape[:1]:
+        raise ConfigError(f"prior answered shape {tuple(log_p.shape)}, expected log p of shape {tuple(deltas.shape[:1])}")
+    if divergence == "exact":
+        std_error = torch.zeros_like(deltas[:, 0])
+    else:  # of one column: NaN
+        columns = deltas.shape[1]
+        std_error = deltas.std(1) / math.sqrt(columns) if columns > 1 else torch.full_like(deltas[:, 0], math.nan)
+    log_p, std_error = log_p.masked_fill(failed, math.nan), std_error.masked_fill(failed, math.nan)
+    delta = deltas.mean(1)
+    value = log_p + delta
+    few = min(check, n)
+    how: dict[str, Any] = {"divergence": divergence, "probes": probes, "prior": prior, "seed": seed, "batch_size": batch_size}
+    discretization, cut = (torch.full_like(value, math.nan) for _ in range(2))
+    with count_evaluations(model) as more:
+        other = _coarser(solver, steps) if few else None
+        if other is not None:
+            some = slice_cond(cond, lambda v: v[:few], n)
+            coarse = log_prob(model, x[:few], solver=other[0], steps=other[1], ids=id_array[:few], check_scale=False, **how, **some)
+            discretization[:few] = (coarse.log_prob - value[:few]) / other[2]
+        if few:
+            rows = np.arange(few)
+            noise = Noise(seed, id_array[rows], model.event_shape, x.dtype, x.device)
+            with inference(model):
+                traces = Traces.draw(divergence, probes, noise, model.reference)
+                cut[:few] = _cut(_bind(model, cond, rows, n, x.device), x[:few], first, traces)
+    settings = settings_of(model, x) | {
+        "solver": repr(solver),
+        "steps": _density.STEPS if steps is None and isinstance(solver, ReferenceSolver) else steps,
+        "divergence": divergence,
+        "probes": 0 if divergence == "exact" else probes,
+        "prior": "standard" if prior is None else prior if isinstance(prior, str) else "custom",
+        "t_min": model.sde.t_min,
+        "t_max": model.sde.t_max,
+        "seed": seed,
+        "nfe": calls.forward,
+        "vjp": calls.vjp,
+    }
+    return LogProb(
+        value,
+        log_p,
+        delta,
+        latent,
+        std_error,
+        calls.forward,
+        calls.vjp,
+        _mismatch(prior, model, solver, end, latent, log_p),
+        discretization,
+        cut,
+        more.forward,
+        settings,
+    )
+
+
+def _coarser(solver: Solver, steps: int | None) -> tuple[Solver, int | None, float] | None:
+    """A solver at half of the resolution, its steps, and how many times larger its error is at least, less 1."""
+    if isinstance(solver, ReferenceSolver):
+        steps = _density.STEPS if steps is None else steps
+        return (solver, steps // 2, 3.0) if steps > 1 else None
+    if hasattr(solver, "rtol") and hasattr(solver, "atol"):
+        found: Any = dataclasses.replace(solver, rtol=10 * solver.rtol, atol=10 * solver.atol)  # type: ignore[type-var]
+        return found, steps, 1.0
+    steps = getattr(solver, "default_steps", Solver.default_steps) if steps is None else steps
+    return (solver, steps // 2, 1.0) if steps > 1 else None
+
+
+def _cut(model: ScoreModel, x: Tensor, first: Level, traces: Traces) -> Tensor:
+    """log p_0 - log p at t_min, both at x, to first order: with y = x/alpha, s = sigma/alpha and the density q_s of y, the heat equation
+    d log q_s/d(s^2) = (Laplacian of log q_s + |grad log q_s|^2)/2 gives -(alpha tr(dD/dx) - D + |eps|^2)/2; the rest is alpha < 1."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        x0, eps = model.predict(x, first)
+    trace, products = traces(x0, x, 1 / first.alpha)
+    model.count_vjp(products)
+    D = x[0].numel()
+    eps, flat = eps.detach().double().flatten(1), x.detach().double().flatten(1)
+    shrunk = D * math.log(first.alpha) + (1 - first.alpha) / first.sigma * (eps * flat).sum(1)
+    return -0.5 * (first.alpha * trace.mean(1) - D + eps.square().sum(1)) + shrunk
+
+
+def _mismatch(prior: Any, model: ScoreModel, solver: Solver, end: Level, latent: Tensor, log_p: Tensor) -> Tensor:
+    """log of a prior with the moments of the data at t_max, less log of the prior."""
+    if prior is None and model.reference is not None:
+        return model.reference.log_prob(latent, end.alpha, end.sigma) - log_p
+    if prior is not None and prior != "reference":
+        return torch.full_like(log_p, math.nan)
+    u = latent.double().flatten(1) / end.sigma
+    if prior == "reference":
+        reference = (getattr(solver, "reference", None) or model_reference(model)).to(latent.double())
+        v = end.alpha**2 * reference.variance + end.sigma**2
+        u = (reference.analyse(latent.double() - end.alpha * reference.mean) / v.sqrt()).flatten(1)
+    if u.numel() < 2:
+        return torch.full_like(log_p, math.nan)
+    m, v = u.mean(), u.var()
+    return 0.5 * (u.square() - (u - m).square() / v - v.log()).sum(1)
+
+
+def mean(x: Tensor) -> float:
+    """The mean; NaN of nothing."""
+    return float(x.mean()) if x.numel() else math.nan
+
+
+def mean_error(x: Tensor) -> float:
+    """The standard error of the mean of x (B,); NaN of a single one."""
+    return float(x.std() / math.sqrt(len(x))) if len(x) > 1 else math.nan
+
+
+def root_sum(x: Tensor) -> float:
+    """The standard error of a mean of independent numbers with standard errors x (B,)."""
+    return float(x.square().sum().sqrt()) / len(x)
+
+
+Run = Callable[[ScoreModel, Tensor, Noise, Traces], tuple[Tensor, Tensor]]  # -> latent, delta by column
+
+
+def _in_reference(model: ScoreModel, solver: ReferenceSolver, steps: int | None) -> Run:
+    """By the predictor-corrector method in reference coordinates."""
+    calls = _density.STEPS if steps is None else check_positive_int(steps, "steps")
+    plan = _density.plan(dataclasses.replace(solver.bind(model, None), free=solver.free), model.sde, calls)
+
+    def run(bound: ScoreModel, x: Tensor, noise: Noise, traces: Traces) -> tuple[Tensor, Tensor]:
+        z, integral = _density.integrate(bound, x, plan, traces)
+        bad = ~(z.flatten(1).isfinite().all(1) & integral.isfinite().all(1))
+        if bool(bad.any()):
+            ids = [int(noise.ids[row]) for row in bad.nonzero().flatten().tolist()]
+            message = (
+                f"{solver!r}: log p of {len(ids)} samples is not finite, ids {ids[:8]}{'...' if len(ids) > 8 else ''}: take more "
+                "steps, or check the model at these points"
+            )
+            if bool(bad.all()):
+                raise SolverError(message)
+            warnings.warn(message + "; their results are NaN", stacklevel=3)
+        volume = _density.log_volume(plan, plan.levels[-1]) - _density.log_volume(plan, plan.levels[0])
+        latent = _density.latent(plan, z).to(x.dtype)
+        return latent.masked_fill(expand(bad, latent), math.nan), integral + volume
+
+    return run
+
+
+def _by_velocity(model: ScoreModel, solver: Solver, steps: int | None) -> Run:
+    """By a solver of the probability-flow ODE."""
+    levels = model.sde.levels(make_times(model.sde, solver, steps, None, model.sde.t_min).flip(0))
+
+    def run(bound: ScoreModel, x: Tensor, noise: Noise, traces: Traces) -> tuple[Tensor, Tensor]:
+        y = torch.cat([x.flatten(1).double(), x.new_zeros((len(x), traces.columns), dtype=torch.float64)], dim=1)
+        *_, (_, _, end) = solve(Augmented(bound, x, traces), solver, y, levels, noise, keep_failed=True)
+        deltas = end[:, x[0].numel() :]
+        latent = end[:, : x[0].numel()].to(x.dtype).view(x.shape)
+        return latent, deltas
+
+    return run
+
+
+def _prior(prior: Any, model: ScoreModel, solver: Solver, end: Level) -> Callable[[Tensor], Tensor]:
+    """log p at t_max."""
+    if prior is None:
+        return model.sde.prior_log_prob
+    if prior == "reference":
+        reference = getattr(solver, "reference", None) or model_reference(model)
+        return lambda x: reference.log_prob(x, end.alpha, end.sigma)
+    if not callable(prior):
+        raise ConfigError(f"prior = {prior!r}, expected None, 'reference' or a function x -> log p")
+    return prior
+
+
+def _check_scale(x: Tensor, transform: Transform | None) -> None:
+    if transform is None:
+        return
+    margin = 0.25 * (transform.high - transform.low)
+    low, high = (float(v) for v in torch.aminmax(x))
+    if low < transform.low - margin or high > transform.high + margin:
+        raise ScaleError(
+            f"x runs from {low:.4g} to {high:.4g}, but the model was trained on [{transform.low:g}, {transform.high:g}]: "
+            "use transform.dequantize(levels) or rescale x; check_scale=False if you mean it"
+        )

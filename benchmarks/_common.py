@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from scoresde.frontier import without_nan
+
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # problems.py holds the targets with known answers
 
@@ -32,7 +34,7 @@ def write(name: str, rows: list[dict[str, Any]], **more: Any) -> Path:
     """Writes rows and settings to results/name.json and prints where."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"settings": settings(**more), "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps(without_nan({"settings": settings(**more), "rows": rows}), indent=1, allow_nan=False) + "\n")
     print(f"written: {path}")
     return path
 

@@ -2,7 +2,7 @@
 
 Two mixtures (2-D, 16-D) for which the errors of five public libraries are in ``published/exact_mixtures.json``, with the same start
 noise and the same definition of the error, and four that nobody tuned anything for (8-D and 32-D, full covariances; exact moments,
-and moments fitted from 500 samples, tuned with the latter), where the classic solvers of this package stand for the others. Ours are untuned
+and moments fitted from 500 samples, tuned with the latter), where our classic solvers stand for the others. Ours are untuned
 (``solver="auto"``) and tuned (``tune``). VP, t = 1 to 1e-3, 1,000 paths, float64; distances to the converged ODE at t = 1e-3.
 """
 

@@ -20,6 +20,7 @@ from test_sde import CLOSED
 from torch import nn
 
 import scoresde as sd
+from scoresde import sampling
 from scoresde.errors import SolverError
 from scoresde.noise import CORRECTOR, PRIOR, STEP, Noise, check_ids
 from scoresde.sampling import CHECK_EVERY, default_batch_size
@@ -153,7 +154,8 @@ def test_a_trajectory_ends_at_the_sample(solver):
     n, steps = 8, 5
     path = list(sd.trajectory(model, n, solver=solver, steps=steps, seed=3))
     assert [p[0] for p in path] == list(range(steps + 1))
-    assert [p[1] for p in path] == getattr(solver, "grid", sd.grid.uniform)(model.sde, steps).tolist()
+    bound, _ = sampling.bind_solver(solver, model, steps)
+    assert [p[1] for p in path] == getattr(bound, "grid", sd.grid.uniform)(model.sde, steps).tolist()
     assert all(type(p[1]) is float for p in path)
     assert torch.equal(path[-1][2], sd.sample(model, n, solver=solver, steps=steps, seed=3, batch_size=n))
     noise = Noise(3, check_ids(None, n), (3,), torch.float64)

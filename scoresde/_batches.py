@@ -120,10 +120,14 @@ class Source:
         cond = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in cond.items()}
         return x.to(device), cond
 
-    def reference(self, model: ScoreModel) -> GaussianReference:
-        """Mean and covariance of the training samples (of a large set, of evenly spaced ones), dequantized as for training."""
+    def reference(self, model: ScoreModel) -> GaussianReference | None:
+        """Mean and covariance of the training samples (of a large set, of evenly spaced ones), dequantized as for training.
+
+        Of a Dataset none is made (None): its items may be slow to make, random, or meant to be read once an epoch.
+        """
+        if not isinstance(self.samples, Tensor):
+            return None
         n, most = len(self.samples), (1 << 26) // math.prod(self.event_shape)
-        most = most if isinstance(self.samples, Tensor) else min(most, 4096)  # items of a Dataset may be slow to make
         index = np.unique(np.linspace(0, n - 1, min(n, max(most, 2))).astype(np.int64))
         x, _ = self.batch(index, index, 0, 0, model, torch.device("cpu"))
         return GaussianReference.fit(x if len(x) > 1 else torch.cat([x, x]), width=2.0)

@@ -91,7 +91,7 @@ def integrate(model: Any, x: Tensor, plan: Plan, traces: Traces | None) -> tuple
         else:
             v = c + _s2(t)
             here = x if i == 0 else (t.alpha * (reference.synthesize(z * v.sqrt()) + m)).to(x.dtype)
-            here = here.detach().requires_grad_(traces is not None)
+            here = (here.clone() if here.is_inference() else here.detach()).requires_grad_(traces is not None)
             with torch.set_grad_enabled(traces is not None):
                 denoised = model.denoise(here, t)
             f = slope * (reference.analyse(denoised.detach().double() - m) / v.sqrt() - c / v * z)

@@ -105,7 +105,8 @@ def fit(
 ) -> History:
     """Trains a model by denoising score matching with Adam, and leaves it with the averaged weights, in evaluation mode.
 
-    The model's ``reference`` becomes the mean and covariance of the data, and is saved with it.
+    The model's ``reference`` becomes the mean and covariance of the data, and is saved with it. (Of a Dataset it is not made: set
+    ``model.reference = GaussianReference.fit(samples)`` before or after.)
 
     The loss is the integral over t of w(t) |eps - eps_hat|^2 / D (see ``scoresde.loss``); what is optimized is the same divided
     by the integral of w, so that ``lr`` and ``clip`` mean the same for every SDE and weighting.
@@ -163,7 +164,7 @@ def fit(
         model.to(device).train()
         if isinstance(model, NetworkModel) and isinstance(data, Data):
             model.transform = data.transform
-        model.reference = source.reference(model)
+        model.reference = source.reference(model) or model.reference
         model.recipes = {}  # they were made for other weights
         trainer = Trainer(model, source, options, device, rank, world)
         history = History()

@@ -21,6 +21,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torchdiffeq  # noqa: F401 (its import is not what is timed)
+import torchsde  # noqa: F401
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn

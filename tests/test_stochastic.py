@@ -375,7 +375,7 @@ STOCHASTIC = [sd.EulerMaruyama(), sd.DDIM(0.3), sd.Ancestral(), sd.ReverseDiffus
 STOCHASTIC += [sd.Restart(), sd.SASolver(tau=lambda lam: 1.0), sd.PredictorCorrector(), sd.DPMSolverPP(2, eta=1.0)]
 
 
-@pytest.mark.parametrize("solver", STOCHASTIC, ids=repr)
+@pytest.mark.parametrize("solver", STOCHASTIC, ids=lambda solver: type(solver).__name__)
 def test_from_data_to_noise_is_refused(solver):
     model = sd.ExactModel(gaussian(), sd.VPSDE())
     x, levels = torch.zeros(2, 2, dtype=torch.float64), model.sde.levels([0.1, 0.3, 0.7])

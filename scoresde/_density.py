@@ -22,7 +22,7 @@ from torch import Tensor
 from ._exponential import exponential_weights
 from ._traces import Traces, share
 from .reference import GaussianReference
-from .reference_solver import CENTER, FAR, ReferenceSolver, adams_weights, warp
+from .reference_solver import CENTER, ReferenceSolver, adams_weights, hides_data, warp
 from .sde import SDE, Level
 
 STEPS = 40  # network calls when not told how many
@@ -49,7 +49,7 @@ def plan(solver: ReferenceSolver, sde: SDE, calls: int) -> Plan:
     # where noise hides the data F = A = 0 is known, as far as the moments are: t_max is a node that needs no call
     free = solver.free
     if free is None:
-        free = (reference.exact or calls <= FREE_UP_TO) and end.sigma > FAR * end.alpha * reference.scale
+        free = (reference.exact or calls <= FREE_UP_TO) and hides_data(reference, end)
     bound = ReferenceSolver(solver.order, solver.corrector, reference, solver.width, False)
     intervals = calls if free or calls == 1 else calls - 1
     levels = sde.levels(bound.grid(sde, intervals, end=sde.t_min).flip(0))

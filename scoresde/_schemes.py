@@ -18,7 +18,7 @@ from torch import Tensor
 from ._pilots import TUNE, Pilots
 from ._quadrature import legendre
 from .reference import GaussianReference
-from .reference_solver import CENTER, FAR, ReferenceScheme, warp
+from .reference_solver import CENTER, ReferenceScheme, hides_data, warp
 from .sde import Level
 from .solvers import Solver
 
@@ -44,8 +44,7 @@ class Scheme:
     def solver(self, p: Pilots) -> tuple[Solver, Tensor]:
         """As a solver and its times."""
         lam, free = self.lam(), int(self.free)
-        times = p.model.sde.time_of_log_snr(2 * lam)
-        times[0], times[-1] = p.start, p.finish
+        times = _times(p, lam)
         rows = (self.A * self.slopes()[:-1])[free:, free:]
         weights = tuple(tuple(rows[i, : i + 1].tolist()) for i in range(len(rows)))
         first = float(lam[1]) if free else None
@@ -102,7 +101,7 @@ def fit_weights(p: Pilots, scheme: Scheme, ridge: float = 1e-4, rounds: int = 3)
     plain least squares, for the rms. The ridge pulls towards the weights that are there.
     """
     rows, lam, slopes = p.fit, scheme.lam(), scheme.slopes()
-    levels = _levels(p, lam)
+    levels = p.model.sde.levels(_times(p, lam))
     part = p.rows(torch.arange(len(p.x))[rows])
     here = p.reference.to(p.x)
     last = levels[-1]
@@ -144,16 +143,17 @@ def _F(model: Any, here: GaussianReference, z: Tensor, t: Level) -> Tensor:
     return here.analyse(D - here.mean) / root - (here.variance / v) * z
 
 
-def _levels(p: Pilots, lam: Tensor) -> list[Level]:
+def _times(p: Pilots, lam: Tensor) -> Tensor:
+    """The times with log(alpha/sigma) = lam, the first and the last exactly those of the paths."""
     times = p.model.sde.time_of_log_snr(2 * lam)
     times[0], times[-1] = p.start, p.finish
-    return p.model.sde.levels(times)
+    return times
 
 
 def untuned(p: Pilots, nfe: int) -> Scheme:
     """The scheme of ``ReferenceSolver``'s own grid."""
     first = p.model.sde.levels([p.start])[0]
-    far = first.sigma > FAR * first.alpha * p.reference.scale
+    far = hides_data(p.reference, first)
     return _scheme(p, nfe, CENTER * p.reference.scale, p.reference.width, far)
 
 
@@ -164,7 +164,7 @@ def search(p: Pilots, nfe: int) -> list[Scheme]:
     least squares, and those of the untuned grid.
     """
     first = p.model.sde.levels([p.start])[0]
-    far = first.sigma > FAR * first.alpha * p.reference.scale
+    far = hides_data(p.reference, first)
     tried: dict[tuple[float, float, bool], tuple[float, float, Scheme]] = {}
 
     def score(center: float, width: float, free: bool) -> float:

@@ -185,7 +185,7 @@ class ReferenceSolver(Solver):
             free = False
         elif free is None and calls is not None:
             first = model.sde.levels([model.sde.t_max])[0]
-            free = calls <= (50 if reference.exact else 10) and first.sigma > FAR * first.alpha * reference.scale
+            free = calls <= (50 if reference.exact else 10) and hides_data(reference, first)
         return dataclasses.replace(self, reference=reference, free=free, width=self.width or reference.width)
 
     def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
@@ -219,6 +219,11 @@ class ReferenceSolver(Solver):
 def warp(t: Level, center: float, width: float) -> float:
     """w = u/(1 + u), u = (s/center)^(1/width), s = sigma/alpha."""
     return 1 / (1 + (center * t.alpha / t.sigma) ** (1 / width))
+
+
+def hides_data(reference: GaussianReference, t: Level) -> bool:
+    """Whether there is so much noise at t that F = 0 is as good as a network call."""
+    return t.sigma > FAR * t.alpha * reference.scale
 
 
 def level_at(sde: SDE, lam: float) -> Level:

@@ -116,7 +116,7 @@ class Source:
             if self.conditional and labels is not None:
                 cond = {"label": labels[rows.to(labels.device)]}
         if self.transform is not None:
-            x = self.transform.dequantize(x, seed, ids, draw, model.dtype, device)
+            x = self.transform.training(x, seed, ids, draw, model.dtype, device)
         cond = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in cond.items()}
         return x.to(device), cond
 

@@ -22,12 +22,13 @@ from .model import ScoreModel, inference
 from .noise import TRAIN, Noise
 
 _BLOCK = 64  # steps whose times are computed at once
-_TIME, _EPS, _DROPOUT, _VALIDATION = (TRAIN + (k << 8) for k in range(2, 6))  # streams of noise, after that of the order
+_TIME, _EPS, _DROPOUT, _VALIDATION, _FIT = (TRAIN + (k << 8) for k in range(2, 7))  # streams of noise, after that of the order
 _DRAW = 1 << 32  # dequantizations of training, apart from those of ``bits_per_dim``
 _VALIDATION_SAMPLES = 1024
+_FIT_SAMPLES = 2048  # losses that fitted times are fitted to
 _DECISIVE = [  # arguments of fit that its result depends on
     *("steps", "minutes", "batch_size", "lr", "betas", "weight_decay", "warmup", "hold", "schedule", "clip", "ema"),
-    *("weighting", "times", "stratified", "seed", "bf16"),
+    *("weighting", "times", "stratified", "seed", "bf16", "dequantization"),
 ]
 
 
@@ -92,6 +93,8 @@ class Trainer:
     def advance(self) -> None:
         """One step of the optimizer."""
         k = self.step
+        if self.options["times"] == "fitted" and k >= 2 * _BLOCK and k & (k - 1) == 0:  # 128, 256, 512, ...: where a block begins
+            self.fit_times()
         lr = self.schedule(k)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -164,6 +167,24 @@ class Trainer:
             raise TrainingDiverged(f"the validation loss after step {self.step} is {total}, with finite weights: too large ones")
         return total / n * self.scale
 
+    def fit_times(self) -> None:
+        """Fits the density of times to the losses of the averaged weights on training samples, at fixed places of the sequence."""
+        source, model, n, k = self.source, self.averaged, _FIT_SAMPLES, self.step
+        u = losses.stratify(Noise(self.seed, np.arange(n), (1,), torch.float64).uniform(_FIT, k)[:, 0])
+        t, density = losses.importance(model.sde, u)
+        weight, values = (self.weighting(model.sde, t) / density / self.scale).to(self.device), []
+        index = source.order(np.arange(n), self.seed)
+        with inference(model), self._autocast():
+            for ids in np.split(np.arange(n), range(len(self.ids), n, len(self.ids))):
+                x0, cond = source.batch(index[ids], ids, self.seed, _DRAW - 1, model, self.device)
+                eps = Noise(self.seed, ids, model.event_shape, x0.dtype, self.device).normal(_FIT + 1, k)
+                values.append(losses.denoising_loss(model, x0, t[ids].to(self.device), eps, weight[ids], **cond).double())
+        value = torch.cat(values)
+        if self.world > 1:  # the same numbers to the bit in all processes
+            torch.distributed.broadcast(value, 0)
+        self.times = losses.FittedTimes.of((32 * u).long(), value.cpu(), 32)
+        self._block = -1
+
     def finish(self) -> None:
         """Leaves the model with the averaged weights, in evaluation mode, without gradients."""
         self.optimizer.zero_grad()
@@ -202,7 +223,8 @@ class Trainer:
         moments = self.optimizer.state
         state = {f"{key}.{name}": value for name, p in self.parameters.items() for key, value in moments[p].items()}
         tensors = {"model": self.model.state_dict(), "ema": self.averaged.state_dict(), "optimizer": state}
-        config = {"model": checkpoint.describe(self.model), "training": self.description()}
+        training = self.description() | {"shares": list(getattr(self.times, "shares", ()))}
+        config = {"model": checkpoint.describe(self.model), "training": training}
         checkpoint.write(root, *checkpoint.with_reference(self.model, tensors, config), self.step)
 
     def restore(self, root: Path) -> None:
@@ -213,6 +235,9 @@ class Trainer:
         ignored: dict[str, Any] = {"step": 0, "steps": 0}
         if self.options["schedule"] == "constant":  # no step depends on how many there will be
             saved["options"]["steps"], saved["steps"] = self.options["steps"], self.steps or saved["steps"]
+        shares = saved.pop("shares", ())
+        if shares:
+            self.times = losses.FittedTimes(tuple(shares))
         checkpoint.check_same({**saved, **ignored}, {**self.description(), **ignored}, path)
         self.step, self.steps = saved["step"], saved["steps"]
         checkpoint.check_weights(found.tensors["model"], self.model.state_dict(), path)

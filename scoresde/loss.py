@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, TypeAlias
 
@@ -104,6 +105,46 @@ def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2) -> tupl
     return t, _lognormal_density(sde, t, mean, std)
 
 
+@dataclass(frozen=True)
+class FittedTimes:
+    r"""Log-SNR with a density that is constant in each of n equal parts of its range, from t_min on: a fitted noise schedule.
+
+    The variance of a loss estimated at one random time is smallest for a density proportional to the root mean square of what is
+    estimated there; the loss itself does not depend on it. In continuous time a schedule is no more than that (2107.00630, section
+    5.1 and app. I: the bound depends on its end points only, and the rest is chosen for the least variance).
+
+    Args:
+        shares: probability of each part, n positive numbers with sum 1.
+
+    >>> import scoresde as sd
+    >>> t, density = FittedTimes((0.5, 0.25, 0.25))(sd.VPSDE(), torch.tensor([0.1, 0.9]))
+    """
+
+    shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.shares or min(self.shares) <= 0 or abs(math.fsum(self.shares) - 1) > 1e-9:
+            raise ConfigError(f"shares = {self.shares}, expected positive numbers with sum 1")
+
+    @classmethod
+    def of(cls, part: Tensor, value: Tensor, n: int = 32, floor: float = 0.2) -> FittedTimes:
+        """The best shares for losses ``value`` (N,) seen in parts ``part`` (N,) of 0..n-1; a share ``floor`` stays uniform."""
+        square, count = (torch.bincount(part, weights, n).double() for weights in (value.double().square(), None))
+        rms = (square / count.clamp(min=1)).sqrt()
+        rms = torch.where(count > 0, rms, rms.sum() / (count > 0).sum())  # where none was seen: as elsewhere
+        padded = torch.cat([rms[:1], rms, rms[-1:]])
+        smooth = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
+        shares = (1 - floor) * smooth / smooth.sum() + floor / n
+        return cls(tuple((shares / shares.sum()).tolist()))
+
+    def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        shares = torch.tensor(self.shares, dtype=torch.float64, device=u.device)
+        n, ends = len(shares), torch.cat([shares.new_zeros(1), shares.cumsum(0)])
+        part = torch.searchsorted(ends, u.double(), right=True).sub(1).clamp(0, n - 1)
+        t, density = importance(sde, (part + ((u.double() - ends[part]) / shares[part]).clamp(0, 1)) / n)
+        return t, density * n * shares[part]
+
+
 def stratify(u: Tensor, ids: Tensor | None = None, n: int | None = None) -> Tensor:
     """(i + u_i)/n: one draw in each of n equal parts of [0, 1), which takes most of the variance over time away.
 
@@ -137,6 +178,7 @@ _TIMES: dict[str, Times] = {
     "stratified": uniform,
     "lognormal": lognormal,
     "importance": importance,
+    "fitted": importance,  # until ``fit`` has seen losses to fit it to
 }
 
 
@@ -146,7 +188,7 @@ def resolve_weighting(weighting: str | Weighting) -> Weighting:
 
 
 def resolve_times(times: str | Times) -> Times:
-    """The function behind "uniform", "stratified", "lognormal" or "importance". Raises ConfigError."""
+    """The function behind "uniform", "stratified", "lognormal", "importance" or "fitted". Raises ConfigError."""
     return _resolve(times, _TIMES, "times", "(sde, u) -> (t, density)")
 
 

@@ -44,6 +44,7 @@ class MLP(nn.Module):
         dropout: probability of dropout inside the blocks.
         label_dropout: probability that training replaces a label by "no label", as classifier-free guidance needs
             (arXiv 2207.12598).
+        frequencies: of Fourier features of x, see ``UNet``.
 
     Raises:
         ConfigError: an argument outside its range.
@@ -58,6 +59,7 @@ class MLP(nn.Module):
         classes: int | None = None,
         dropout: float = 0.0,
         label_dropout: float = 0.0,
+        frequencies: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.event_shape = _shape(features, "features")
@@ -70,9 +72,10 @@ class MLP(nn.Module):
             "dropout": _probability(dropout, "dropout"),
             "label_dropout": _probability(label_dropout, "label_dropout"),
         }
+        self.frequencies = _frequencies(frequencies, self.config)
         size = math.prod(self.event_shape)
         self.embedding = _Embedding(width, width, embedding, classes, label_dropout)
-        self.input = nn.Linear(size, width)
+        self.input = nn.Linear(size * (1 + 2 * len(self.frequencies)), width)
         self.blocks = nn.ModuleList(_VectorBlock(width, width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.output = _zero(nn.Linear(width, size))
@@ -89,7 +92,7 @@ class MLP(nn.Module):
         _check_input(x, c_noise, cond, self.input.weight)
         emb = self.embedding(c_noise, label, x)
         with _full_precision(x):
-            h = self.input(x.flatten(1))
+            h = self.input(with_waves(x, self.frequencies).flatten(1))
         for block in self.blocks:
             h = block(h, emb)
         h = F.silu(self.norm(h))
@@ -125,6 +128,9 @@ class UNet(nn.Module):
         heads: attention heads; they divide the channels of the levels with attention.
         label_dropout: probability that training replaces a label by "no label", as classifier-free guidance needs
             (arXiv 2207.12598).
+        frequencies: f of Fourier features of x, cos and sin of 2 pi f x as further input channels. A network cannot see single
+            levels of finely quantized data without them: K/2 levels a unit of x make f = K/2 a wave a level, for integer levels
+            on [-1, 1] (2107.00630, app. C, has f = 64 and 128 for 256 levels).
 
     Raises:
         ConfigError: an argument outside its range.
@@ -143,6 +149,7 @@ class UNet(nn.Module):
         groups: int = 8,
         heads: int = 1,
         label_dropout: float = 0.0,
+        frequencies: Sequence[float] = (),
     ) -> None:
         super().__init__()
         levels = len(_shape(multipliers, "multipliers", sequence=True))
@@ -159,6 +166,7 @@ class UNet(nn.Module):
             "heads": check_positive_int(heads, "heads"),
             "label_dropout": _probability(label_dropout, "label_dropout"),
         }
+        self.frequencies = _frequencies(frequencies, self.config)
         attending = {level % levels for level in self.config["attention"]}
         widths = [width * m for m in multipliers]
         for level in attending | {levels - 1}:
@@ -174,7 +182,7 @@ class UNet(nn.Module):
             return [_ImageBlock(widths[level], size, groups, dropout, h) for _ in range(blocks)]
 
         self.embedding = _Embedding(width, size, embedding, classes, label_dropout)
-        self.input = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.input = nn.Conv2d(channels * (1 + 2 * len(self.frequencies)), widths[0], 3, padding=1)
         down, up = stage(0), stage(0)
         for level in range(1, levels):
             outer, inner = widths[level - 1], widths[level]
@@ -206,7 +214,7 @@ class UNet(nn.Module):
         _check_input(x, c_noise, cond, self.input.weight)
         emb = self.embedding(c_noise, label, x)
         with _full_precision(x):
-            h = self.input(x)
+            h = self.input(with_waves(x, self.frequencies))
         skips = []
         for layer in self.down:
             if isinstance(layer, _ImageBlock):
@@ -339,6 +347,22 @@ def _upsample(x: Tensor, like: Tensor) -> Tensor:
     b, c, h, w = x.shape
     x = x[:, :, :, None, :, None].expand(b, c, h, 2, w, 2).reshape(b, c, 2 * h, 2 * w)
     return x[:, :, : like.shape[2], : like.shape[3]]
+
+
+def with_waves(x: Tensor, frequencies: Sequence[float]) -> Tensor:
+    """x (B, C, ...) with its Fourier features after it: x, cos(2 pi f x), sin(2 pi f x) for each f, (B, (1 + 2 n) C, ...)."""
+    angles = [2 * math.pi * f * x for f in frequencies]
+    return torch.cat([x, *(wave for a in angles for wave in (a.cos(), a.sin()))], 1) if angles else x
+
+
+def _frequencies(values: Any, config: dict[str, Any]) -> tuple[float, ...]:
+    """Checks frequencies, and puts them into the config if there are any (older checkpoints do not know them)."""
+    values = (values,) if isinstance(values, (int, float)) else values
+    if not isinstance(values, (list, tuple)) or not all(isinstance(f, (int, float)) and 0 < f < math.inf for f in values):
+        raise ConfigError(f"frequencies = {values!r}, expected positive numbers, [64, 128] for 256 levels on [-1, 1]; () for none")
+    if values:
+        config["frequencies"] = [float(f) for f in values]
+    return tuple(float(f) for f in values)
 
 
 def _zero(layer: Any) -> Any:

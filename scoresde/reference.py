@@ -96,7 +96,7 @@ class GaussianReference:
         transform = getattr(data, "transform", None)
         x = getattr(data, "train", data)
         if transform is not None:
-            x = transform.dequantize(x, dtype=torch.float64)
+            x = transform.training(x, dtype=torch.float64)
         check_data(x, name="data")
         if len(x) < 2:
             raise ShapeError(f"data have shape {tuple(x.shape)}: expected two samples or more")

@@ -14,9 +14,10 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .data import Data
 from .errors import ConfigError
 from .model import NetworkModel, ScoreModel
 from .noise import check_seed
+from .transform import Transform
 
 TIMED = 50  # steps that ``minutes`` is turned into a number of steps from
 
@@ -91,6 +93,7 @@ def fit(
     weighting: str | losses.Weighting = "likelihood",
     times: str | losses.Times | None = None,
     stratified: bool = True,
+    dequantization: str | None = None,
     conditional: bool | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -127,9 +130,12 @@ def fit(
         accumulate: forward and backward passes that a step is split into, to save memory.
         ema: decay d of the average of the weights: after step n it is min(d, (1 + n)/(10 + n)). 0: no average.
         weighting: w(t): "likelihood", "simple", "min-snr", "edm", or a function (sde, t) -> w.
-        times: density of t: "importance", "uniform", "stratified", "lognormal", or a function (sde, u) -> (t, density). By
+        times: density of t: "importance", "uniform", "stratified", "lognormal", "fitted" (at steps 128, 256, 512, ... fitted to the
+            losses so far for the least variance, see ``scoresde.loss.FittedTimes``), or a function (sde, u) -> (t, density). By
             default what suits the weighting: importance for likelihood, lognormal for edm, uniform for the others.
         stratified: one time in each of batch_size strata of equal probability, for less variance.
+        dequantization: of integer levels: "uniform" noise over each bin, or "normal": the middles of the bins, for an SDE whose noise
+            at t_min stays within a bin (``data.transform.adapt(sde)``). None: what ``data.transform`` says, uniform by default.
         conditional: give the labels of the data to the network as ``label``; by default if it was made with ``classes``.
         seed: of everything random.
         out: folder for checkpoints and ``log.jsonl``; None writes nothing.
@@ -151,7 +157,13 @@ def fit(
         KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after the step and a checkpoint; a second one is immediate.
     """
     options = _check_options(dict(locals()))
+    if options["dequantization"] is not None:
+        if not isinstance(data, Data) or data.transform is None:
+            raise ConfigError("dequantization is of integer levels: give a Data with a transform, or leave it out")
+        data = replace(data, transform=replace(data.transform, dequantization=options["dequantization"]))
     source = Source.make(data, model, conditional)
+    if source.transform is not None and source.transform.dequantization == "normal":
+        _check_blur(model, source.transform)
     device, rank, world = processes(model)
     if batch_size < world * accumulate:
         raise ConfigError(f"batch_size = {batch_size} for {world} processes of {accumulate} passes: expected one sample each")
@@ -177,6 +189,18 @@ def fit(
         if world > 1:
             torch.distributed.barrier()
     return history
+
+
+def _check_blur(model: ScoreModel, transform: Transform) -> None:
+    """Warns of a t_min at which the noise does not stay within a bin."""
+    first = model.sde.levels([model.sde.t_min])[0]
+    tails = transform.bin_width * first.alpha / (2 * first.sigma)
+    if not 2 <= tails <= 20:
+        warnings.warn(
+            f"dequantization = 'normal', but at t_min half a bin is {tails:.3g} standard deviations of the noise, expected 2 to 20: "
+            f"adapt the SDE to the {transform.levels} levels, data.transform.adapt(sde)",
+            stacklevel=3,
+        )
 
 
 def _loop(trainer: Trainer, log: _Log, stop: list[int], root: Path | None, progress: bool) -> None:

@@ -37,6 +37,8 @@ SMALL = [
         (2, 7, 5),
         id="unet-odd",
     ),
+    pytest.param(lambda **kw: nets.MLP((2, 3), width=16, depth=1, frequencies=[0.5, 1.5], **kw), (2, 3), id="mlp-waves"),
+    pytest.param(lambda **kw: nets.UNet(2, 8, blocks=1, frequencies=(0.25, 2), **kw), (2, 5, 6), id="unet-waves"),
 ]
 
 
@@ -339,3 +341,44 @@ def test_bad_input_of_an_mlp():
 def test_bad_configuration(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_waves_are_cosines_and_sines_of_each_channel():
+    x = torch.tensor([[[0.25, 0.5]], [[1.0, -0.125]]])  # (B, C = 1, 2)
+    expected = torch.tensor(
+        [
+            [[0.25, 0.5], [-1.0, 1.0], [0.0, 0.0]],
+            [[1.0, -0.125], [1.0, 0.0], [0.0, -1.0]],
+        ]
+    )
+    torch.testing.assert_close(nets.with_waves(x, (2.0,)), expected, atol=1e-6, rtol=0)
+    assert nets.with_waves(x, ()) is x
+    two = nets.with_waves(torch.rand(3, 2, 4, 4), (1.0, 2.0))
+    assert two.shape == (3, 10, 4, 4)
+    torch.testing.assert_close(two[:, 2:4].square() + two[:, 4:6].square(), torch.ones(3, 2, 4, 4))
+
+
+def test_a_wave_a_level_tells_where_in_a_level_a_value_is():
+    """What they are for: the noise on one of 256 levels from a value, which a network cannot resolve without them."""
+    g = torch.Generator().manual_seed(0)
+    left = {}
+    for frequencies in ((), (128,)):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = nets.MLP(4, 64, 2, frequencies=frequencies)
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for _ in range(300):
+            level, noise = torch.randint(256, (512, 4), generator=g), torch.randn(512, 4, generator=g)
+            x = (level + 0.5) / 128 - 1 + noise / (128 * 7)
+            loss = (net(x, torch.zeros(512)) - noise).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        left[frequencies] = float(loss.detach())
+    assert left[(128,)] < 0.05
+    assert left[()] > 0.8
+
+
+def test_a_network_without_waves_has_the_config_of_before():
+    assert "frequencies" not in nets.UNet().config
+    assert nets.MLP(2, frequencies=3).config["frequencies"] == [3.0]

@@ -178,6 +178,41 @@ def test_levels_are_dequantized_afresh_each_step():
         assert (draws[i] - draws[i - 1]).abs().mean() > 0.2  # of independent draws: 1/3
 
 
+def test_normal_dequantization_sees_the_middles_and_is_remembered(tmp_path):
+    seen = []
+
+    class Spy(nets.MLP):
+        def forward(self, x, c_noise, **cond):
+            seen.append(x.detach().clone())
+            return super().forward(x, c_noise, **cond)
+
+    sde = LEVELS.transform.adapt(sd.VPSDE(), tails=5.0)
+    model = sd.NetworkModel(Spy(2, 16, 1), sde, (2,))
+    tiny = lambda sde, u: (torch.full((len(u),), sde.t_min, dtype=torch.float64), torch.ones(len(u), dtype=torch.float64))
+    sd.fit(model, LEVELS, steps=3, times=tiny, dequantization="normal", **QUICK)
+    assert model.transform == LEVELS.transform
+    assert model.transform.dequantization == "normal"
+    assert LEVELS.transform.dequantization == "uniform"
+    x = torch.cat(seen)
+    middle = LEVELS.transform.center(LEVELS.transform.quantize(x))
+    blur = float((x - middle).std()) / LEVELS.transform.bin_width
+    assert blur == pytest.approx(0.1, rel=0.1)  # a tenth of a bin, the noise of t_min; uniform noise has 0.29
+    reference = model.reference.variance.sum() - sd.GaussianReference.fit(LEVELS).variance.sum()
+    assert float(reference) < -1.5 * LEVELS.transform.bin_width**2 / 12  # the bins' own variance is not in it
+    sd.save(model, tmp_path)
+    again = sd.load(tmp_path, net=Spy(2, 16, 1))
+    assert again.transform.dequantization == "normal"
+
+
+def test_senseless_dequantizations():
+    with pytest.warns(UserWarning, match="half a bin is"):
+        sd.fit(make(), LEVELS, steps=1, dequantization="normal", **QUICK)
+    with pytest.raises(ConfigError, match="'uniform' or 'normal'"):
+        sd.fit(make(), LEVELS, steps=1, dequantization="gaussian", **QUICK)
+    with pytest.raises(ConfigError, match="integer levels"):
+        sd.fit(make(), MOONS, steps=1, dequantization="normal", **QUICK)
+
+
 def test_float_tensors_are_used_as_they_are():
     x = torch.randn(45, 2)
     seen, model, _ = record(x, steps=1)
@@ -573,6 +608,35 @@ def test_signals_save_and_the_run_goes_on_to_the_bit(tmp_path, uninterrupted, si
     model, history = run(tmp_path, resume=True)
     assert torch.equal(weights(model), weights(whole))
     assert history.loss == other.loss
+
+
+def test_fitted_times_go_on_to_the_bit(tmp_path):
+    arguments = {"times": "fitted", "steps": 300, "checkpoint_every": 70}
+    whole, history = run(tmp_path / "whole", **arguments)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", callback=stop_at(140, signal.SIGINT), **arguments)  # between the fits of steps 128 and 256
+    shares = checkpoint.read(tmp_path / "cut").config["training"]["shares"]
+    assert len(shares) == 32
+    assert max(shares) > 2 * min(shares)
+    model, resumed = run(tmp_path / "cut", resume=True, **arguments)
+    assert torch.equal(weights(model), weights(whole))
+    assert equal(state_of(tmp_path / "cut"), state_of(tmp_path / "whole"))
+    assert resumed.loss == history.loss
+    flat, _ = run(tmp_path / "flat", **{**arguments, "times": "importance"})
+    assert not torch.equal(weights(flat), weights(whole))
+
+
+def test_fitted_times_lower_the_variance_of_the_loss():
+    """The scatter of the logged loss over the last two thirds of a run, against log-SNR uniform: the same mean, less scatter."""
+    spread = {}
+    for times in ("importance", "fitted"):
+        model = make()
+        history = sd.fit(model, MOONS, steps=900, lr=1e-3, times=times, stratified=False, **{**QUICK, "log_every": 1})
+        losses = torch.tensor(history.loss[300:])
+        spread[times] = float(losses.std()), float(losses.mean())
+    assert spread["fitted"][0] < 0.8 * spread["importance"][0]
+    error = spread["importance"][0] / 600**0.5
+    assert abs(spread["fitted"][1] - spread["importance"][1]) < 5 * error
 
 
 def test_ctrl_c_without_a_folder_and_a_second_one():

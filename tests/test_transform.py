@@ -156,3 +156,50 @@ def test_bad_keys():
     for arguments in ({"seed": -1}, {"ids": [0]}, {"ids": [0.5, 1]}, {"seed": None}):
         with pytest.raises(ScoreSDEError, match=r"seed|ids"):
             sd.Transform(4).dequantize(k, **arguments)
+
+
+SDES = [sd.VPSDE(), sd.SubVPSDE(), sd.VESDE(), sd.CosineSDE(), sd.EDMSDE(), sd.RectifiedFlow()]
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize("K", [2, 17, 256, 4096])
+def test_an_adapted_sde_keeps_its_noise_within_a_bin(sde, K):
+    transform = sd.Transform(levels=K, low=-0.5, high=1.0)
+    adapted = transform.adapt(sde, tails=4.0)
+    first = adapted.levels([adapted.t_min])[0]
+    assert first.sigma / first.alpha == pytest.approx(1.5 / K / 8, rel=5e-4)  # VE's sigma(t_min) is sigma_min to 1e-4
+    assert adapted.t_end is None or adapted.t_end >= adapted.t_min
+    assert type(adapted) is type(sde)
+    assert adapted.t_max == sde.t_max
+    middle = 0.4 * sde.t_max
+    if "sigma_min" not in vars(sde):
+        assert adapted.levels([middle]) == sde.levels([middle])  # the process is the same
+
+
+def test_adapting_what_cannot_be():
+    class Own(sd.SDE):
+        t_min, t_max = 1e-3, 1.0
+
+        def alpha(self, t):
+            return 1 - t / 2
+
+        def sigma(self, t):
+            return t
+
+    with pytest.raises(ConfigError, match="no field t_min or sigma_min"):
+        sd.Transform(levels=17).adapt(Own())
+    with pytest.raises(ConfigError, match="tails"):
+        sd.Transform(levels=17).adapt(sd.VPSDE(), tails=0)
+
+
+def test_normal_dequantization_trains_on_the_middles_of_the_bins():
+    levels = torch.tensor([[0, 3], [1, 2]])
+    transform = sd.Transform(levels=4, dequantization="normal")
+    assert transform == sd.Transform(levels=4)  # the data are the same
+    expected = torch.tensor([[-0.75, 0.75], [-0.25, 0.25]])
+    assert torch.equal(transform.training(levels), expected)
+    uniform = sd.Transform(levels=4)
+    assert torch.equal(uniform.training(levels, 3, [5, 6], 2), uniform.dequantize(levels, 3, [5, 6], 2))
+    assert not torch.equal(uniform.training(levels), expected)
+    with pytest.raises(ConfigError, match="'uniform' or 'normal'"):
+        sd.Transform(levels=4, dequantization="gaussian")

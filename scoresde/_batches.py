@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._tensor import check_data, check_shape
+from .augment import Augmentation
 from .data import Data
 from .errors import ConfigError, DTypeError, ShapeError
 from .model import ScoreModel
@@ -21,7 +22,7 @@ from .noise import TRAIN, Noise
 from .reference import GaussianReference
 from .transform import Transform
 
-ORDER = TRAIN + (1 << 8)  # stream of noise
+ORDER, _AUGMENT = TRAIN + (1 << 8), TRAIN + (16 << 8)  # streams of noise
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Source:
         model: ScoreModel,
         device: torch.device,
         test: bool = False,
+        augment: Augmentation | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Samples in model space (B, *event) and their conditions.
 
@@ -102,6 +104,7 @@ class Source:
             model: gives the dtype.
             device: where to put them.
             test: from the test set.
+            augment: what to do with them before; how is the condition ``augment``.
         """
         samples: Any = self.test if test else self.samples
         labels = self.test_labels if test else self.labels
@@ -115,6 +118,10 @@ class Source:
             x = samples[rows.to(samples.device)]
             if self.conditional and labels is not None:
                 cond = {"label": labels[rows.to(labels.device)]}
+        if augment is not None:
+            u = Noise(seed, ids, (augment.draws,), torch.float64).uniform(_AUGMENT, draw)
+            x, how = augment(x, u.to(x.device))
+            cond["augment"] = how.to(model.dtype)
         if self.transform is not None:
             x = self.transform.training(x, seed, ids, draw, model.dtype, device)
         cond = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in cond.items()}

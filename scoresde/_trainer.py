@@ -28,7 +28,7 @@ _VALIDATION_SAMPLES = 1024
 _FIT_SAMPLES = 2048  # losses that fitted times are fitted to
 _DECISIVE = [  # arguments of fit that its result depends on
     *("steps", "minutes", "batch_size", "lr", "betas", "weight_decay", "warmup", "hold", "schedule", "clip", "ema"),
-    *("weighting", "times", "stratified", "seed", "bf16", "dequantization"),
+    *("weighting", "times", "stratified", "seed", "bf16", "dequantization", "augment"),
 ]
 
 
@@ -204,7 +204,7 @@ class Trainer:
             self._block = block
         rows = slice(int(ids[0]), int(ids[-1]) + 1)
         index = self.source.order(k * self.batch_size + ids, self.seed)
-        x0, cond = self.source.batch(index, ids, self.seed, _DRAW + k, self.model, self.device)
+        x0, cond = self.source.batch(index, ids, self.seed, _DRAW + k, self.model, self.device, augment=self.options["augment"])
         eps = Noise(self.seed, ids, self.model.event_shape, x0.dtype, self.device).normal(_EPS, k)
         return x0, self._t[k % _BLOCK, rows], eps, self._weight[k % _BLOCK, rows], cond
 
@@ -254,6 +254,8 @@ class Trainer:
     def description(self) -> dict[str, Any]:
         """All that decides what training does, as JSON."""
         names = {key: checkpoint.name_of(self.options[key]) for key in ("weighting", "times")}
+        if self.options["augment"] is not None:
+            names["augment"] = repr(self.options["augment"])
         return {
             "step": self.step,
             "steps": self.steps,

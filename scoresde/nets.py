@@ -45,6 +45,7 @@ class MLP(nn.Module):
         label_dropout: probability that training replaces a label by "no label", as classifier-free guidance needs
             (arXiv 2207.12598).
         frequencies: of Fourier features of x, see ``UNet``.
+        augmentations: length of the vector that says how a sample was augmented, see ``scoresde.augment``; 0: it takes none.
 
     Raises:
         ConfigError: an argument outside its range.
@@ -60,6 +61,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         label_dropout: float = 0.0,
         frequencies: Sequence[float] = (),
+        augmentations: int = 0,
     ) -> None:
         super().__init__()
         self.event_shape = _shape(features, "features")
@@ -74,14 +76,16 @@ class MLP(nn.Module):
         }
         self.frequencies = _frequencies(frequencies, self.config)
         size = math.prod(self.event_shape)
-        self.embedding = _Embedding(width, width, embedding, classes, label_dropout)
+        self.embedding = _Embedding(width, width, embedding, classes, label_dropout, _count(augmentations, self.config))
         self.input = nn.Linear(size * (1 + 2 * len(self.frequencies)), width)
         self.blocks = nn.ModuleList(_VectorBlock(width, width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.output = _zero(nn.Linear(width, size))
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **cond: Any) -> Tensor:
-        """x (B, *event), c_noise (B,), label (B,) of class numbers or None -> (B, *event).
+    def forward(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None, **cond: Any
+    ) -> Tensor:
+        """x (B, *event), c_noise (B,), label (B,) of class numbers or None, augment (B, n) or None for 0 -> (B, *event).
 
         Raises:
             ShapeError, DTypeError, ConfigError: see ``UNet.forward``.
@@ -90,7 +94,7 @@ class MLP(nn.Module):
             event = ", ".join(map(str, self.event_shape))
             raise ShapeError(f"x has shape {tuple(x.shape)}, but this MLP was made for (B, {event})")
         _check_input(x, c_noise, cond, self.input.weight)
-        emb = self.embedding(c_noise, label, x)
+        emb = self.embedding(c_noise, label, augment, x)
         with _full_precision(x):
             h = self.input(with_waves(x, self.frequencies).flatten(1))
         for block in self.blocks:
@@ -131,6 +135,7 @@ class UNet(nn.Module):
         frequencies: f of Fourier features of x, cos and sin of 2 pi f x as further input channels. A network cannot see single
             levels of finely quantized data without them: K/2 levels a unit of x make f = K/2 a wave a level, for integer levels
             on [-1, 1] (2107.00630, app. C, has f = 64 and 128 for 256 levels).
+        augmentations: length of the vector that says how a sample was augmented, see ``scoresde.augment``; 0: it takes none.
 
     Raises:
         ConfigError: an argument outside its range.
@@ -150,6 +155,7 @@ class UNet(nn.Module):
         heads: int = 1,
         label_dropout: float = 0.0,
         frequencies: Sequence[float] = (),
+        augmentations: int = 0,
     ) -> None:
         super().__init__()
         levels = len(_shape(multipliers, "multipliers", sequence=True))
@@ -181,7 +187,7 @@ class UNet(nn.Module):
             h = heads if level in attending else 0
             return [_ImageBlock(widths[level], size, groups, dropout, h) for _ in range(blocks)]
 
-        self.embedding = _Embedding(width, size, embedding, classes, label_dropout)
+        self.embedding = _Embedding(width, size, embedding, classes, label_dropout, _count(augmentations, self.config))
         self.input = nn.Conv2d(channels * (1 + 2 * len(self.frequencies)), widths[0], 3, padding=1)
         down, up = stage(0), stage(0)
         for level in range(1, levels):
@@ -195,8 +201,10 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(math.gcd(groups, widths[0]), widths[0])
         self.output = _zero(nn.Conv2d(widths[0], channels, 3, padding=1))
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **cond: Any) -> Tensor:
-        """x (B, C, H, W), c_noise (B,), label (B,) of class numbers or None -> (B, C, H, W).
+    def forward(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None, **cond: Any
+    ) -> Tensor:
+        """x (B, C, H, W), c_noise (B,), label (B,) of class numbers or None, augment (B, n) or None for 0 -> (B, C, H, W).
 
         A label of -1 is "no label" for one sample, None for all of them.
 
@@ -212,7 +220,7 @@ class UNet(nn.Module):
                 "images with the channels first"
             )
         _check_input(x, c_noise, cond, self.input.weight)
-        emb = self.embedding(c_noise, label, x)
+        emb = self.embedding(c_noise, label, augment, x)
         with _full_precision(x):
             h = self.input(with_waves(x, self.frequencies))
         skips = []
@@ -240,7 +248,7 @@ class _Embedding(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, width: int, size: int, kind: str, classes: int | None, label_dropout: float) -> None:
+    def __init__(self, width: int, size: int, kind: str, classes: int | None, label_dropout: float, augmentations: int) -> None:
         super().__init__()
         if kind not in _EMBEDDINGS:
             raise ConfigError(f"embedding = {kind!r}, expected one of {', '.join(map(repr, _EMBEDDINGS))}")
@@ -252,13 +260,19 @@ class _Embedding(nn.Module):
         frequencies = (fourier if kind == "fourier" else sinusoidal).float()
         self.register_buffer("frequencies", frequencies, persistent=False)  # made from the arguments: nothing to save
         self.layers = nn.Sequential(nn.Linear(2 * n, size), nn.SiLU(), nn.Linear(size, size))
+        self.augment = nn.Linear(augmentations, size, bias=False) if augmentations else None  # 0 for what was left as it is
         self.label_dropout = label_dropout
         # row 0 stands for "no label"
         self.label = None if classes is None else nn.Embedding(check_positive_int(classes, "classes") + 1, size)
 
-    def forward(self, c_noise: Tensor, label: Tensor | None, x: Tensor) -> Tensor:
+    def forward(self, c_noise: Tensor, label: Tensor | None, augment: Tensor | None, x: Tensor) -> Tensor:
         angles = c_noise[:, None] * self.frequencies.to(c_noise.dtype)
         emb = self.layers(torch.cat([angles.cos(), angles.sin()], 1).to(x.dtype))
+        if augment is not None:
+            if self.augment is None or augment.shape != (len(x), self.augment.in_features):
+                n = 0 if self.augment is None else self.augment.in_features
+                raise ShapeError(f"augment has shape {tuple(augment.shape)}, but this network was made with augmentations={n}")
+            emb = emb + self.augment(augment.to(x.dtype))
         if self.label is None:
             if label is not None:
                 raise ConfigError("a label was given, but this network was made without classes: give classes=...")
@@ -356,13 +370,20 @@ def with_waves(x: Tensor, frequencies: Sequence[float]) -> Tensor:
 
 
 def _frequencies(values: Any, config: dict[str, Any]) -> tuple[float, ...]:
-    """Checks frequencies, and puts them into the config if there are any (older checkpoints do not know them)."""
+    """Checks frequencies, and puts them into the config if there are any (older checkpoints know none)."""
     values = (values,) if isinstance(values, (int, float)) else values
     if not isinstance(values, (list, tuple)) or not all(isinstance(f, (int, float)) and 0 < f < math.inf for f in values):
         raise ConfigError(f"frequencies = {values!r}, expected positive numbers, [64, 128] for 256 levels on [-1, 1]; () for none")
     if values:
         config["frequencies"] = [float(f) for f in values]
     return tuple(float(f) for f in values)
+
+
+def _count(augmentations: Any, config: dict[str, Any]) -> int:
+    """Checks their number, and puts it into the config if there are any."""
+    if augmentations:
+        config["augmentations"] = check_positive_int(augmentations, "augmentations")
+    return int(augmentations)
 
 
 def _zero(layer: Any) -> Any:

@@ -28,6 +28,7 @@ from . import loss as losses
 from ._batches import Source
 from ._tensor import check_positive, check_positive_int
 from ._trainer import Trainer, agree, agree_to_stop, processes
+from .augment import Augmentation
 from .data import Data
 from .errors import ConfigError
 from .model import NetworkModel, ScoreModel
@@ -94,6 +95,7 @@ def fit(
     times: str | losses.Times | None = None,
     stratified: bool = True,
     dequantization: str | None = None,
+    augment: Augmentation | None = None,
     conditional: bool | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -136,6 +138,8 @@ def fit(
         stratified: one time in each of batch_size strata of equal probability, for less variance.
         dequantization: of integer levels: "uniform" noise over each bin, or "normal": the middles of the bins, for an SDE whose noise
             at t_min stays within a bin (``data.transform.adapt(sde)``). None: what ``data.transform`` says, uniform by default.
+        augment: ``scoresde.augment.Flip()``, ``Shift()`` or your own, for a network that is told of it (made with ``augmentations``,
+            its number of labels). Bits per dimension and samples are those of the data, not of what augmentation makes of them.
         conditional: give the labels of the data to the network as ``label``; by default if it was made with ``classes``.
         seed: of everything random.
         out: folder for checkpoints and ``log.jsonl``; None writes nothing.
@@ -162,9 +166,18 @@ def fit(
             raise ConfigError("dequantization is of integer levels: give a Data with a transform, or leave it out")
         data = replace(data, transform=replace(data.transform, dequantization=options["dequantization"]))
     source = Source.make(data, model, conditional)
+    if augment is not None:
+        told = (getattr(getattr(model, "net", None), "config", None) or {}).get("augmentations", 0)
+        if told != augment.labels:
+            raise ConfigError(
+                f"augment = {augment}, but the network was made with augmentations={told}: make it with augmentations={augment.labels}. "
+                "One that is not told would model the augmented data, and pay for them in bits per dimension"
+            )
     if source.transform is not None and source.transform.dequantization == "normal":
         _check_blur(model, source.transform)
     device, rank, world = processes(model)
+    if bf16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        warnings.warn("bf16 on a CPU without bfloat16 units is many times slower than float32: leave it out", stacklevel=2)
     if batch_size < world * accumulate:
         raise ConfigError(f"batch_size = {batch_size} for {world} processes of {accumulate} passes: expected one sample each")
     root = None if out is None else Path(out).absolute()

@@ -125,7 +125,7 @@ class Transform:
             ConfigError: tails <= 0, or an SDE without a field t_min or sigma_min to set.
         """
         s = self.bin_width / (2 * check_positive(tails, "tails"))
-        names = [f.name for f in fields(sde)] if is_dataclass(sde) else []
+        names: set[str] = {f.name for f in fields(sde)} if is_dataclass(sde) else set()
         if "sigma_min" in names:
             return replace(sde, sigma_min=s)  # type: ignore[type-var]
         if "t_min" not in names:

@@ -73,17 +73,44 @@ def quadrature(w: Sequence[float], n: int) -> list[float]:
     return weights
 
 
-def integrate(model: Any, x: Tensor, plan: Plan, traces: Traces | None) -> tuple[Tensor, Tensor]:
+class Rate:
+    """A along paths, (B, columns) for each column of a trace, less what its probes err for the reference.
+
+    That part is of one sign where A is smooth, and its integral is known: ``left_out``.
+    """
+
+    def __init__(self, reference: GaussianReference, x: Tensor, traces: Traces) -> None:
+        self.known, self.traces, self.c = reference, traces, reference.to(x.double()).variance
+        self.excess = traces.excess(reference)
+
+    def __call__(self, model: Any, denoised: Tensor, x: Tensor, t: Level, graph: bool = False) -> Tensor:
+        """A at x, of which ``denoised`` was computed."""
+        trace, products = self.traces(denoised, x, share(self.known, t.sigma / t.alpha) / t.alpha, graph)
+        model.count_vjp(products)
+        ratio = self.c / (self.c + _s2(t))
+        A = t.alpha * trace - ratio.expand(x.shape[1:] if self.known.basis is None else ratio.shape).sum()
+        return A if self.excess is None else A - ((ratio - ratio.mean()) * self.excess).flatten(2).sum(2).mT
+
+    def left_out(self, t: Level, s: Level) -> Tensor | float:
+        """The integral of that part over lam from t to s."""
+        if self.excess is None:
+            return 0.0
+        g = 0.5 * ((self.c / _s2(s)).log1p() - (self.c / _s2(t)).log1p())
+        return ((g - g.mean()) * self.excess).flatten(2).sum(2).mT
+
+
+def integrate(model: Any, x: Tensor, plan: Plan, traces: Traces | None, graph: bool = False) -> tuple[Tensor, Tensor]:
     """z at t_max, and the integral of A dlam from t_min to t_max by column, (B, columns); without traces z alone, and no columns.
 
-    From x at t_min; z and the integral in float64, the network in the dtype of x.
+    From x at t_min; z and the integral in float64, the network in the dtype of x. ``graph``: both as functions of x and of the
+    parameters of the model, to be differentiated.
     """
     reference = plan.reference.to(x.double())
     m, c = reference.mean, reference.variance
     last = len(plan.levels) - 1
     z = base = reference.analyse(x.double() / plan.levels[0].alpha - m) / (c + _s2(plan.levels[0])).sqrt()
     history: list[Tensor] = []
-    excess = None if traces is None else traces.excess(plan.reference)
+    rate = None if traces is None else Rate(plan.reference, x, traces)
     integral = torch.zeros((len(x), 0 if traces is None else traces.columns), dtype=torch.float64, device=x.device)
     for i, (t, slope) in enumerate(zip(plan.levels, plan.slopes, strict=True)):
         if i == last and plan.free:
@@ -91,17 +118,16 @@ def integrate(model: Any, x: Tensor, plan: Plan, traces: Traces | None) -> tuple
         else:
             v = c + _s2(t)
             here = x if i == 0 else (t.alpha * (reference.synthesize(z * v.sqrt()) + m)).to(x.dtype)
-            here = (here.clone() if here.is_inference() else here.detach()).requires_grad_(traces is not None)
-            with torch.set_grad_enabled(traces is not None):
+            if not graph:
+                here = here.clone() if here.is_inference() else here.detach()
+            if rate is not None and not here.requires_grad:
+                here = here.detach().requires_grad_()
+            with torch.set_grad_enabled(rate is not None):
                 denoised = model.denoise(here, t)
-            f = slope * (reference.analyse(denoised.detach().double() - m) / v.sqrt() - c / v * z)
-            if traces is not None:
-                trace, products = traces(denoised, here, share(plan.reference, t.sigma / t.alpha) / t.alpha)
-                model.count_vjp(products)
-                A = t.alpha * trace - (c / v).expand(z.shape[1:]).sum()
-                if excess is not None:
-                    A = A - ((c / v - (c / v).mean()) * excess).flatten(2).sum(2).mT
-                integral.add_(A, alpha=slope * plan.quadrature[i])
+            answer = denoised if graph else denoised.detach()
+            f = slope * (reference.analyse(answer.double() - m) / v.sqrt() - c / v * z)
+            if rate is not None:
+                integral.add_(rate(model, denoised, here, t, graph), alpha=slope * plan.quadrature[i])
         history = [f, *history[: plan.keep - 1]]
         for weight, g in zip(plan.correct[i], history, strict=False):
             base = torch.add(base, g, alpha=weight)
@@ -109,9 +135,8 @@ def integrate(model: Any, x: Tensor, plan: Plan, traces: Traces | None) -> tuple
         if i < last:
             for weight, g in zip(plan.predict[i], history, strict=False):
                 z = torch.add(z, g, alpha=weight)
-    if excess is not None:
-        g = 0.5 * ((c / _s2(plan.levels[0])).log1p() - (c / _s2(plan.levels[-1])).log1p())
-        integral -= ((g - g.mean()) * excess).flatten(2).sum(2).mT
+    if rate is not None:
+        integral += rate.left_out(plan.levels[0], plan.levels[-1])
     return z, integral
 
 
@@ -121,10 +146,20 @@ def latent(plan: Plan, z: Tensor) -> Tensor:
     return t.alpha * (reference.synthesize(z * (reference.variance + _s2(t)).sqrt()) + reference.mean)
 
 
-def log_volume(plan: Plan, t: Level) -> float:
-    """1/2 sum log(alpha^2 v): log p(x) is log p_z(z) less this."""
+def log_volume(plan: Any, t: Level) -> float:
+    """1/2 sum log(alpha^2 v) for the reference of a plan: log p(x) is log p_z(z) less this."""
     c = plan.reference.variance.double()
     return float(0.5 * (t.alpha**2 * (c + _s2(t))).log().sum()) * (plan.reference.mean.numel() // c.numel())
+
+
+def time(reference: GaussianReference, t: Level) -> float:
+    """The time w of a level, see ``reference_solver``."""
+    return warp(t, CENTER * reference.scale, reference.width)
+
+
+def slope(reference: GaussianReference, w: float) -> float:
+    """dlam/dw."""
+    return -reference.width / (w * (1 - w))
 
 
 def _s2(t: Level) -> float:

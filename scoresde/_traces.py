@@ -58,27 +58,27 @@ class Traces:
         """Columns of an estimate."""
         return 1 if self.kind == "exact" else len(self.probes)
 
-    def __call__(self, v: Tensor, x: Tensor, a: Any = 0.0) -> tuple[Tensor, int]:
+    def __call__(self, v: Tensor, x: Tensor, a: Any = 0.0, graph: bool = False) -> tuple[Tensor, int]:
         """Estimates (B, columns) of the trace of dv/dx for each sample, float64, and how many products it took.
 
-        v must have been computed from x, sample by sample. a is a float, or (B,).
+        v must have been computed from x, sample by sample. a is a float, or (B,). ``graph``: to be differentiated themselves.
         """
         if self.kind == "exact":
-            return exact_divergence(v, x)[:, None], v[0].numel()
+            return exact_divergence(v, x, graph=graph)[:, None], v[0].numel()
         a = a.double()[:, None] if isinstance(a, Tensor) else a
         D = v[0].numel()
         e = self.probes.flatten(2).double()
         if not len(self.sketch):
-            products = _products(v, x, self.probes).double()
+            products = _products(v, x, self.probes, graph=graph).double()
             square = e.square().sum(2).mT
             return (products * e).sum(2).mT + a * (D - square), len(e)
         S = self.sketch.flatten(2).double()
         A = a[None] if isinstance(a, Tensor) else a
-        range_ = (_products(v, x, self.sketch, keep=True).double() - A * S).permute(1, 2, 0)  # (B, D, m)
+        range_ = (_products(v, x, self.sketch, True, graph).double() - A * S).permute(1, 2, 0)  # (B, D, m)
         Q = torch.linalg.qr(range_)[0].permute(2, 0, 1)  # (m, B, D)
-        inside = (_products(v, x, Q.to(v.dtype).view(-1, *v.shape), keep=True).double() * Q).sum((0, 2))
+        inside = (_products(v, x, Q.to(v.dtype).view(-1, *v.shape), True, graph).double() * Q).sum((0, 2))
         g = e - torch.einsum("mbd,mbk->kbd", Q, torch.einsum("mbd,kbd->mbk", Q, e))
-        rest = (_products(v, x, g.to(v.dtype).view(-1, *v.shape)).double() * g).sum(2).mT
+        rest = (_products(v, x, g.to(v.dtype).view(-1, *v.shape), graph=graph).double() * g).sum(2).mT
         return inside[:, None] + rest + a * (D - len(Q) - g.square().sum(2).mT), 2 * len(Q) + len(g)
 
     def control(self, reference: GaussianReference | None, first: Level, last: Level) -> Tensor | float:
@@ -129,17 +129,19 @@ def check_kind(kind: Any, probes: Any, reference: GaussianReference | None) -> N
         )
 
 
-def _products(v: Tensor, x: Tensor, vectors: Tensor, keep: bool = False) -> Tensor:
+def _products(v: Tensor, x: Tensor, vectors: Tensor, keep: bool = False, graph: bool = False) -> Tensor:
     """e^T dv/dx for each e of vectors (k, B, *event): (k, B, D)."""
     last = len(vectors) - 1
-    rows = [torch.autograd.grad(v, x, e, retain_graph=keep or i < last)[0] for i, e in enumerate(vectors)]
+    rows = [
+        torch.autograd.grad(v, x, e, retain_graph=keep or graph or i < last, create_graph=graph)[0] for i, e in enumerate(vectors)
+    ]
     return torch.stack(rows).flatten(2)
 
 
-def exact_divergence(v: Tensor, x: Tensor, numbers: int = NUMBERS) -> Tensor:
+def exact_divergence(v: Tensor, x: Tensor, numbers: int = NUMBERS, graph: bool = False) -> Tensor:
     """The trace of dv/dx for each sample, (B,), by D vector-Jacobian products, batched while they hold about ``numbers``.
 
-    v must have been computed from x, sample by sample.
+    v must have been computed from x, sample by sample. ``graph``: to be differentiated itself.
     """
     B, D = v.shape[0], v[0].numel()
     chunk = max(1, min(D, numbers // v.numel()))
@@ -148,6 +150,7 @@ def exact_divergence(v: Tensor, x: Tensor, numbers: int = NUMBERS) -> Tensor:
         index = torch.arange(start, min(start + chunk, D), device=v.device)
         basis = torch.zeros((len(index), B, D), dtype=v.dtype, device=v.device)
         basis[torch.arange(len(index), device=v.device), :, index] = 1
-        (rows,) = torch.autograd.grad(v, x, basis.view(-1, *v.shape), retain_graph=True, is_grads_batched=True)
+        vectors = basis.view(-1, *v.shape)
+        (rows,) = torch.autograd.grad(v, x, vectors, retain_graph=True, create_graph=graph, is_grads_batched=True)
         trace += rows.reshape(len(index), B, D)[torch.arange(len(index), device=v.device), :, index].sum(0, dtype=torch.float64)
     return trace

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import grid
+from ._augmented import AsksVelocity, Augmented, Silent, Watched
 from ._bars import bar as _progress
 from ._tensor import check_data, check_positive_int
+from ._traces import Traces, check_kind
 from .errors import ConfigError, NonFiniteError, ShapeError, SolverError, TimeRangeError
 from .model import Conditioned, ScoreModel, check_same_kind, inference, slice_cond
 from .multistep import UniPC
@@ -24,6 +26,33 @@ from .solvers import Solver, check_solver
 
 AUTO_STEPS = 20  # network calls of solver="auto" when not told how many
 CHECK_EVERY = 16  # steps between two looks for non-finite states: each look waits for the device
+
+
+@overload
+def sample(
+    model: ScoreModel,
+    n: int | None = None,
+    *,
+    solver: Solver | str = "auto",
+    steps: int | None = None,
+    times: Tensor | Iterable[float] | None = None,
+    t_end: float | None = None,
+    x_init: Tensor | None = None,
+    ids: Iterable[int] | Tensor | None = None,
+    seed: int = 0,
+    noise: str = "independent",
+    denoise: bool = False,
+    batch_size: int | None = None,
+    return_log_prob: Literal[False] = False,
+    progress: bool = False,
+    **cond: Any,
+) -> Tensor: ...
+
+
+@overload
+def sample(
+    model: ScoreModel, n: int | None = None, *, return_log_prob: Literal[True], **arguments: Any
+) -> tuple[Tensor, Tensor]: ...
 
 
 def sample(
@@ -40,9 +69,12 @@ def sample(
     noise: str = "independent",
     denoise: bool = False,
     batch_size: int | None = None,
+    return_log_prob: bool = False,
+    divergence: str = "exact",
+    probes: int = 1,
     progress: bool = False,
     **cond: Any,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Draws n samples, (n, *event_shape), in model space.
 
     Sample i is a function of (seed, ids[i]): its noise is the same to the bit for any n, order of ids and batch size, and with a
@@ -66,17 +98,28 @@ def sample(
             their discretization alone (see ``scoresde.noise.BrownianPath``).
         denoise: at the end, replace x by E[x_0 | x] (Tweedie's formula, one more call).
         batch_size: samples computed at once; None: a function of the event shape, good on a CPU (more is faster on a GPU).
+        return_log_prob: also return log p of the samples at the last time, (n,) float64 in nats: of the density that the
+            probability-flow ODE makes of N(0, sigma^2 I) at the first time. For deterministic solvers. With those that ask for x0
+            or eps (``ReferenceSolver``, ``UniPC``, ...) the rate of log p is integrated over their nodes and the end, one more call;
+            with those that ask for the velocity (``Heun``, ``AdaptiveODE``, ...) log p is a part of the state, so that an adaptive
+            one chooses other steps, and gives another sample within its tolerance.
+        divergence, probes: the estimator of the trace for it, as for ``log_prob``; "exact" takes D products a call.
         progress: show a progress bar.
         **cond: for the network; a tensor with first dimension n is per sample.
 
     Returns:
-        The dtype and device of x_init, else of the model.
+        The samples, of the dtype and device of x_init, else of the model; with ``return_log_prob`` the pair (samples, log p).
 
     Raises:
-        ConfigError, ShapeError, DTypeError, DeviceError, NonFiniteError, TimeRangeError: bad arguments.
+        ConfigError, ShapeError, DTypeError, DeviceError, NonFiniteError, TimeRangeError: bad arguments; ``return_log_prob`` with a
+            solver that adds noise, or with ``denoise``.
         SolverError: non-finite states, with step range, time range and sample ids.
     """
     _check_model(model)
+    if return_log_prob:
+        check_kind(divergence, probes, model.reference)
+        if denoise:
+            raise ConfigError("return_log_prob=True with denoise=True: denoised samples have no density that is known; give one")
     n, x_init = _check_start(model, n, x_init)
     method, steps = bind_solver(solver, model, steps, times, t_end, cond)
     plan = make_times(model.sde, method, steps, times, t_end)
@@ -87,22 +130,50 @@ def sample(
     size = default_batch_size(model.event_shape) if batch_size is None else check_positive_int(batch_size, "batch_size")
     with inference(model):
         out = torch.empty((n, *model.event_shape), dtype=dtype, device=device)
+        log_p = torch.empty(n, dtype=torch.float64, device=device)
         levels = model.sde.levels(plan)
         with _progress(progress, -(-n // size) * (len(levels) - 1), "sampling") as advance:
             for start in range(0, n, size):
                 stop = min(start + size, n)
                 # the last batch is filled up with copies of its last sample: networks are not bit-stable across batch sizes
                 rows = np.minimum(np.arange(start, start + size), stop - 1)
-                draws = _draws(noise, Noise(seed, id_array[rows], model.event_shape, dtype, device), model.sde, levels)
+                own = Noise(seed, id_array[rows], model.event_shape, dtype, device)
+                draws = _draws(noise, own, model.sde, levels)
                 bound = _bind(model, cond, rows, n, device)
                 x = None if x_init is None else x_init[torch.from_numpy(rows).to(device)]
-                state = torch.empty(0)
-                for _, _, state in solve(bound, method, x, levels, draws):  # noqa: B007
-                    advance()
+                if return_log_prob:
+                    x = draws.normal(PRIOR) * levels[0].sigma if x is None else x
+                    traces = Traces.draw(divergence, probes, own, model.reference)
+                    state, value = _solve_with_density(bound, method, x, levels, traces, id_array[rows], advance)
+                    log_p[start:stop] = value[: stop - start]
+                else:
+                    state = torch.empty(0)
+                    for _, _, state in solve(bound, method, x, levels, draws):  # noqa: B007
+                        advance()
                 if denoise:
                     state = bound.denoise(state, levels[-1])
                 out[start:stop] = state[: stop - start]
-    return out
+    return (out, log_p) if return_log_prob else out
+
+
+def _solve_with_density(
+    model: ScoreModel, solver: Solver, x: Tensor, levels: list[Level], traces: Traces, ids: np.ndarray, advance: Any
+) -> tuple[Tensor, Tensor]:
+    """The end of the path from x, and log p there for x from N(0, sigma^2 I)."""
+    seen: Watched | Augmented = Watched(model, x, traces)
+    state = x
+    try:
+        for _, _, state in solve(seen, solver, x, levels, Silent(ids)):  # noqa: B007
+            advance()
+    except AsksVelocity:
+        seen = Augmented(model, x, traces)
+        for _, _, state in solve(seen, solver, seen.begin(x), levels, Silent(ids)):  # noqa: B007
+            advance()
+    state, change = seen.end(state, levels)
+    change = change + traces.control(model.reference, levels[-1], levels[0])
+    u, sigma = x.double().flatten(1) / levels[0].sigma, levels[0].sigma
+    prior = -0.5 * u.square().sum(1) - u.shape[1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
+    return state, prior + change.mean(1)
 
 
 def trajectory(
@@ -151,7 +222,7 @@ def trajectory(
 
 
 def solve(
-    model: Any, solver: Solver, x: Tensor | None, levels: list[Level], noise: Noise | BrownianPath, keep_failed: bool = False
+    model: Any, solver: Solver, x: Tensor | None, levels: list[Level], noise: Any, keep_failed: bool = False
 ) -> Iterator[tuple[int, Level, Tensor]]:
     """The loop, written once: yields (step, time reached, state) after every step. x None starts from noise.
 

@@ -1,0 +1,361 @@
+r"""log p as a differentiable function of x and of the parameters of a model, and fine-tuning on it.
+
+.. math:: \log p(x) = \log p_T(x_T) + \int_{t_\mathrm{min}}^{t_\mathrm{max}} \nabla \cdot v(x_t, t)\, dt
+
+by the steps of ``log_prob`` (see ``_density``), each of which is differentiated: what comes out is the exact gradient of the number
+that ``log_prob`` answers with as many steps, not a discretization of the adjoint equation. The trace asks for second derivatives of
+the network. The graph holds all network calls, so that memory grows as steps x batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _density
+from . import loss as losses
+from ._bars import bar as _progress
+from ._batches import Source
+from ._log_prob import _prior, log_prob
+from ._tensor import check_data, check_positive, check_positive_int
+from ._traces import Traces, check_kind
+from ._trainer import Schedule
+from .adaptive import AdaptiveODE
+from .errors import ConfigError, TrainingDiverged
+from .model import ScoreModel, check_same_kind, inference
+from .noise import DEQUANTIZE, TRAIN, Noise, check_ids, check_seed
+from .reference_solver import ReferenceSolver
+from .sampling import _bind, _check_model, default_batch_size
+from .solvers import Solver
+
+VALIDATION = AdaptiveODE(rtol=1e-4, atol=1e-4)
+STEPS = 16  # network calls, all of which the graph holds
+_CALLS = TRAIN + (32 << 8)  # stream of noise, apart from those of ``fit``
+_DRAW = 3 << 32  # dequantizations of fine-tuning, apart from all others
+_VALIDATION_DRAW = 4 << 32
+
+
+def differentiable_log_prob(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    steps: int = STEPS,
+    solver: ReferenceSolver | None = None,
+    divergence: str = "exact",
+    probes: int = 1,
+    prior: Callable[[Tensor], Tensor] | str | None = None,
+    seed: int = 0,
+    ids: Iterable[int] | Tensor | None = None,
+    **cond: Any,
+) -> Tensor:
+    """log p(x) in nats, (B,) float64, with a graph to x (if it requires a gradient) and to the parameters of the model.
+
+    The same number as ``log_prob(model, x, solver=solver, steps=steps, ...)``, in one batch, in evaluation mode.
+
+    Args:
+        model: a ScoreModel with a Gaussian reference (or a solver that has one); its network must be differentiable twice.
+        x: model-space floats (B, *event_shape).
+        steps: network calls; the graph holds them all.
+        solver: None is ``ReferenceSolver()``.
+        divergence, probes, prior, seed, ids, **cond: as for ``log_prob``; a prior must be differentiable.
+
+    Raises:
+        DTypeError, ShapeError, NonFiniteError, DeviceError: a wrong x.
+        ConfigError: another wrong argument, or a model without a reference.
+
+    >>> import scoresde as sd
+    >>> model = sd.ExactModel(sd.GaussianMixture(torch.zeros(1, 2), torch.ones(1)), sd.VPSDE())
+    >>> x = torch.tensor([[0.5, -1.0]], requires_grad=True)
+    >>> (score,) = torch.autograd.grad(differentiable_log_prob(model, x).sum(), x)
+    >>> torch.allclose(score, -x, atol=1e-3)
+    True
+    """
+    _check_model(model)
+    check_data(x, model.event_shape)
+    check_same_kind(model, x)
+    noise = Noise(check_seed(seed), check_ids(ids, len(x)), model.event_shape, x.dtype, x.device)
+    log_p = _Density.make(model, steps, solver, divergence, probes, prior)
+    return log_p(_bind(model, cond, np.arange(len(x)), len(x), x.device), x, noise)
+
+
+@dataclass(frozen=True)
+class _Density:
+    """log p as a function of x, planned once."""
+
+    model: ScoreModel
+    plan: _density.Plan
+    divergence: str
+    probes: int
+    log_prior: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def make(cls, model: ScoreModel, steps: int, solver: Any, divergence: str, probes: int, prior: Any) -> _Density:
+        """Checks the arguments. Raises ConfigError."""
+        solver = ReferenceSolver() if solver is None else solver
+        if not isinstance(solver, ReferenceSolver):
+            raise ConfigError(f"solver = {solver!r}, expected a ReferenceSolver: its steps are what is differentiated")
+        check_positive_int(steps, "steps")
+        check_kind(divergence, probes, model.reference)
+        plan = _density.plan(dataclasses.replace(solver.bind(model, None), free=solver.free), model.sde, steps)
+        return cls(model, plan, divergence, probes, _prior(prior, model, solver, plan.levels[-1]))
+
+    def __call__(self, bound: ScoreModel, x: Tensor, noise: Noise) -> Tensor:
+        """log p(x), (B,), by a model with its conditions bound."""
+        first, end = self.plan.levels[0], self.plan.levels[-1]
+        with inference(self.model, grad=True):
+            x = x.clone() if x.is_inference() else x
+            traces = Traces.draw(self.divergence, self.probes, noise, self.model.reference)
+            z, integral = _density.integrate(bound, x, self.plan, traces, graph=True)
+            delta = integral + traces.control(self.model.reference, first, end)
+            log_prior = self.log_prior(_density.latent(self.plan, z).to(x.dtype)).double()
+        if log_prior.shape != (len(x),):
+            raise ConfigError(f"prior answered shape {tuple(log_prior.shape)}, expected log p of shape {(len(x),)}")
+        return log_prior + delta.mean(1) + (_density.log_volume(self.plan, end) - _density.log_volume(self.plan, first))
+
+
+def log_prob_gradient(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    steps: int = STEPS,
+    solver: ReferenceSolver | None = None,
+    divergence: str = "exact",
+    probes: int = 1,
+    prior: Callable[[Tensor], Tensor] | str | None = None,
+    seed: int = 0,
+    ids: Iterable[int] | Tensor | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+    **cond: Any,
+) -> tuple[Tensor, Tensor]:
+    """log p(x), (B,) float64, and its gradient with respect to x, (B, *event_shape) in the dtype of x.
+
+    It is the gradient of the density that the probability-flow ODE gives. For a trained network that is near, but not equal to,
+    ``model.score(x, t_min)``: a network's score is no gradient of anything, and knows nothing of its errors at other times.
+
+    Args:
+        batch_size: samples at once, whose graphs are held together; None: a quarter of what ``log_prob`` takes.
+        Otherwise as for ``differentiable_log_prob``. Sample i does not depend on its batch mates.
+
+    Raises:
+        As ``differentiable_log_prob``.
+    """
+    _check_model(model)
+    check_data(x, model.event_shape)
+    check_same_kind(model, x)
+    log_p = _Density.make(model, steps, solver, divergence, probes, prior)
+    n, id_array = len(x), check_ids(ids, len(x))
+    check_seed(seed)
+    size = default_batch_size(model.event_shape) // 4 if batch_size is None else check_positive_int(batch_size, "batch_size")
+    with _progress(progress, -(-n // size), "gradient of log p") as advance, torch.inference_mode(False):
+        values = torch.empty(n, dtype=torch.float64, device=x.device)
+        gradients = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # not like x, which may be an inference tensor
+        for start in range(0, n, size):
+            rows = np.arange(start, min(start + size, n))
+            noise = Noise(seed, id_array[rows], model.event_shape, x.dtype, x.device)
+            part = x[start : start + size].detach().clone().requires_grad_()
+            value = log_p(_bind(model, cond, rows, n, x.device), part, noise)
+            (gradients[start : start + size],) = torch.autograd.grad(value.sum(), part)
+            values[start : start + size] = value.detach()
+            advance()
+    return values, gradients
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What ``fine_tune`` did; nll is -log p in nats a sample.
+
+    Attributes:
+        nll: of the batch of each step, as it was minimized: by few calls. It may be far too low.
+        validation_steps: after how many steps the validation samples were looked at; the first is 0.
+        validation: their mean nll then, by ``validation_solver``.
+        best: how many steps the weights that were kept have had.
+        seconds: of the whole.
+    """
+
+    nll: list[float]
+    validation_steps: list[int]
+    validation: list[float]
+    best: int
+    seconds: float
+
+    @property
+    def before(self) -> float:
+        """nll of the validation samples before the first step; NaN without any."""
+        return self.validation[0] if self.validation else math.nan
+
+    @property
+    def after(self) -> float:
+        """nll of the validation samples with the weights that were kept; NaN without any."""
+        return min(self.validation, default=math.nan)
+
+
+def fine_tune(
+    model: ScoreModel,
+    data: Any,
+    *,
+    steps: int,
+    lr: float = 3e-4,
+    batch_size: int = 128,
+    solver_steps: int = STEPS,
+    divergence: str = "hutchinson",
+    probes: int = 1,
+    prior: str | None = None,
+    clip: float | None = 1.0,
+    conditional: bool | None = None,
+    seed: int = 0,
+    anchor: float = 1.0,
+    validate_every: int = 50,
+    validation_samples: int = 512,
+    validation_solver: Solver | None = None,
+    callback: Callable[[int, dict[str, float]], Any] | None = None,
+    progress: bool = True,
+) -> FineTuning:
+    """Minimizes -log p(x)/D of the probability-flow ODE itself by Adam, for small models (FFJORD's objective, 1810.01367).
+
+    ``fit`` minimizes a bound on the nll of the reverse SDE, which is not that of the ODE (2101.09258). A step of this costs about
+    3 ``solver_steps`` (1 + probes) network calls, and for as long as ``fit`` still gains it gains more a second: this is for the
+    end of a training, and for networks of small cost.
+
+    What is minimized is the nll as a few network calls see it, and a network learns to exploit their error: without precautions the
+    number in training goes on to fall, below that of the true density even, while the converged nll rises. Three things stand
+    against it. Each step takes another number of calls, from ``solver_steps`` to half as many more, for what one grid overlooks
+    another one sees. The denoising loss of ``fit``, in the same nats per dimension, is added to hold the network to the scores at
+    all times (``anchor``). And the weights are judged by an adaptive solver, on samples that are not trained on; the best ones are
+    kept. All the same: judge the result by ``log_prob`` with more steps, on samples of neither kind.
+
+    Args:
+        model: is changed in place, and left in evaluation mode with the best weights. If it has no Gaussian reference it gets that
+            of the data. Recipes made for the old weights are dropped.
+        data: as for ``fit``; the test set of a ``Data`` is for validation (without one the last weights are kept).
+        steps: of Adam; the learning rate falls from ``lr`` by half a cosine.
+        batch_size: samples a step. Which ones, their dequantization and their probes are functions of (seed, step).
+        solver_steps: network calls for each log p, at least.
+        divergence, probes: as for ``log_prob``.
+        prior: None or "reference".
+        clip: largest norm of the gradient of -log p/D, or None.
+        conditional: as for ``fit``.
+        anchor: what the denoising loss counts beside -log p/D; 0 leaves it out.
+        validate_every: steps between two looks at the ``validation_samples`` first samples of the test set; one dequantization and
+            one set of probes for all looks.
+        validation_solver: for them; None is ``AdaptiveODE(1e-4, 1e-4)``.
+        callback: called with (step, {"nll": ...} or {"validation": ...}).
+
+    Raises:
+        ConfigError, DTypeError, ShapeError, NonFiniteError: arguments or data that make no sense.
+        TrainingDiverged: nll or its gradient is not finite. The model is left with the best weights so far.
+    """
+    for name, value in (
+        ("steps", steps),
+        ("batch_size", batch_size),
+        ("solver_steps", solver_steps),
+        ("validate_every", validate_every),
+        ("validation_samples", validation_samples),
+    ):
+        check_positive_int(value, name)
+    check_positive(lr, "lr")
+    if clip is not None:
+        check_positive(clip, "clip")
+    if isinstance(anchor, bool) or not isinstance(anchor, (int, float)) or not 0 <= anchor < math.inf:
+        raise ConfigError(f"anchor = {anchor!r}, expected a number of at least 0")
+    if prior not in (None, "reference"):
+        raise ConfigError(f"prior = {prior!r} of fine_tune, expected None or 'reference'")
+    _check_model(model)
+    check_seed(seed)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ConfigError(f"this {type(model).__name__} has no parameters to train")
+    source = Source.make(data, model, conditional)
+    if model.reference is None:
+        model.reference = source.reference(model)
+    calls = range(solver_steps, solver_steps + solver_steps // 2 + 1)
+    solver = VALIDATION if validation_solver is None else validation_solver
+    densities = [_Density.make(model, n, None, divergence, probes, prior) for n in calls]
+    pick = (Noise(seed, np.zeros(1, np.int64), (steps,), torch.float64).uniform(_CALLS)[0] * len(densities)).long().tolist()
+    model.recipes = {}
+    model.eval()
+    begun, device, D = time.perf_counter(), model.device, math.prod(model.event_shape)
+    schedule = Schedule(lr, steps, 0, 0, "cosine")
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    done = FineTuning([], [], [], steps, math.nan)
+    best: list[Tensor] = [p.detach().clone() for p in parameters]
+
+    def noised(x: Tensor, ids: np.ndarray, draw: int) -> Tensor:
+        if source.transform is None or source.transform.dequantization != "normal":
+            return x
+        t = model.sde.levels([model.sde.t_min])[0]  # middles of bins, which the noise of t_min dequantizes
+        return t.alpha * x + t.sigma * Noise(seed, ids, model.event_shape, x.dtype, device).normal(DEQUANTIZE, draw)
+
+    def validate(step: int) -> None:
+        nonlocal done, best
+        if source.test is None:
+            return
+        index = np.arange(min(validation_samples, len(source.test)))
+        x, cond = source.batch(index, index, seed, _VALIDATION_DRAW, model, device, test=True)
+        x = noised(x, index, _VALIDATION_DRAW)
+        how: dict[str, Any] = {"divergence": divergence, "probes": probes, "prior": prior, "seed": seed, "check_scale": False}
+        nll = -float(log_prob(model, x, solver=solver, **how, **cond).log_prob.mean())
+        if not done.validation or nll < done.after:
+            best = [p.detach().clone() for p in parameters]
+            done = dataclasses.replace(done, best=step)
+        done.validation_steps.append(step)
+        done.validation.append(nll)
+        if callback is not None:
+            callback(step, {"validation": nll})
+
+    def restore() -> None:
+        with torch.no_grad():
+            for p, kept in zip(parameters, best, strict=True):
+                p.copy_(kept)
+
+    validate(0)
+    with _progress(progress, steps, "fine-tuning", "step") as advance:
+        for k in range(steps):
+            positions = np.arange(k * batch_size, (k + 1) * batch_size)
+            x, cond = source.batch(source.order(positions, seed), positions, seed, _DRAW, model, device)
+            noise = Noise(seed, positions, model.event_shape, model.dtype, device)
+            x, bound = noised(x, positions, _DRAW), _bind(model, cond, np.arange(len(x)), len(x), device)
+            optimizer.param_groups[0]["lr"] = schedule(k)
+            optimizer.zero_grad()
+            loss = -densities[pick[k]](bound, x, noise).mean() / D
+            nll = loss.detach() * D
+            if anchor:
+                u = losses.stratify(Noise(seed, positions, (1,), torch.float64).uniform(_CALLS + 1)[:, 0])
+                t, density = losses.importance(model.sde, u)
+                eps, weight = noise.normal(_CALLS, k + 1), anchor * losses.likelihood(model.sde, t) / density
+                loss = loss + losses.denoising_loss(bound, x, t.to(device), eps, weight.to(device)).mean()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
+            if not bool((loss.detach() + norm).isfinite()):
+                restore()
+                raise TrainingDiverged(
+                    f"step {k + 1} of fine_tune: -log p/D = {float(nll) / D:.4g}, gradient norm {float(norm):.4g}; the model "
+                    f"has the weights of step {done.best if done.validation else 0} again: lower lr = {lr:g}, or take more than "
+                    f"solver_steps = {solver_steps}"
+                )
+            optimizer.step()
+            done.nll.append(float(nll))
+            if callback is not None:
+                callback(k + 1, {"nll": done.nll[-1]})
+            advance(1, f"nll {done.nll[-1]:.4g}" + (f", validation {done.validation[-1]:.4g}" if done.validation else ""))
+            if (k + 1) % validate_every == 0 or k + 1 == steps:
+                validate(k + 1)
+    optimizer.zero_grad()
+    if done.validation:
+        restore()
+        if done.best == 0:
+            warnings.warn(
+                f"fine_tune: nll of the validation samples was never below the {done.before:.4g} it began with "
+                f"({min(done.validation[1:]):.4g} at best): the weights are those of before; lower lr, or take more solver_steps",
+                stacklevel=2,
+            )
+    return dataclasses.replace(done, seconds=time.perf_counter() - begun)

@@ -1,14 +1,17 @@
 """scoresde: continuous-time score SDEs. Any SDE, any solver, likelihoods with error bars, quality against compute."""
 
-from . import data, errors, features, grid, loss, metrics, nets, noise, parameterization, plot
+from . import augment, data, errors, features, grid, loss, metrics, nets, noise, parameterization, plot
 from .adapters import TorchDiffEq, TorchSDE
 from .adaptive import AdaptiveODE, AdaptiveSDE
 from .check import check_sde
 from .checkpoint import load, save
+from .dequantize import Dequantizer
 from .elbo import elbo
 from .errors import ScoreSDEError
 from .exact import ExactModel, GaussianMixture
 from .frontier import Frontier, frontier
+from .gradients import differentiable_log_prob, fine_tune, log_prob_gradient
+from .importance import importance_weights
 from .latents import decode, encode, interpolate, round_trip_error
 from .likelihood import bits_per_dim, compare, log_prob
 from .model import NetworkModel, ScoreModel, count_evaluations
@@ -35,6 +38,7 @@ from .stochastic import EDMStochastic, Restart, SASolver, StochasticExponential
 from .train import fit
 from .transform import Transform
 from .tuning import tune
+from .variational import VariationalDequantizer, fit_dequantizer
 
 __version__ = "0.1.0"
 
@@ -53,6 +57,7 @@ __all__ = [
     "Ancestral",
     "CosineSDE",
     "DPMSolverPP",
+    "Dequantizer",
     "Euler",
     "EulerMaruyama",
     "ExactModel",
@@ -80,22 +85,29 @@ __all__ = [
     "TorchSDE",
     "Transform",
     "UniPC",
+    "VariationalDequantizer",
+    "augment",
     "bits_per_dim",
     "check_sde",
     "compare",
     "count_evaluations",
     "data",
     "decode",
+    "differentiable_log_prob",
     "elbo",
     "encode",
     "errors",
     "features",
-    "frontier",
+    "fine_tune",
     "fit",
+    "fit_dequantizer",
+    "frontier",
     "grid",
+    "importance_weights",
     "interpolate",
     "load",
     "log_prob",
+    "log_prob_gradient",
     "loss",
     "metrics",
     "nets",

@@ -8,20 +8,24 @@ blurred by sigma(t_min).
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import math
+import os
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import _density
+from . import _budget, _density, _shards
 from ._augmented import Augmented
 from ._bars import bar as _progress
+from ._budget import known, mean, mean_error, root_sum
+from ._digest import digest
 from ._tensor import check_data, check_positive_int, expand
 from ._traces import Traces, check_kind
 from .adapters import TorchDiffEq
@@ -34,6 +38,8 @@ from .sampling import _bind, _check_model, default_batch_size, make_times, solve
 from .sde import Level
 from .solvers import Solver, check_solver
 from .transform import Transform
+
+Run = Callable[[ScoreModel, Tensor, Noise, Traces], tuple[Tensor, Tensor]]  # -> latent, delta by column
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class LogProb:
         cut: estimate of log p of the data without the blur of sigma(t_min), less log p, to first order in sigma^2; of the same.
         check_nfe: network calls for these two.
         settings: what all this was computed with.
+        sums: (B, 2), where the mismatch is that of the latents: what is needed of them, see ``_budget``.
     """
 
     log_prob: Tensor
@@ -69,6 +76,7 @@ class LogProb:
     cut: Tensor
     check_nfe: int
     settings: dict[str, Any]
+    sums: Tensor = field(default_factory=lambda: torch.empty((0, 2), dtype=torch.float64), repr=False)
 
     def report(self) -> Report:
         """The mean over samples, in nats, with its error budget."""
@@ -84,9 +92,35 @@ class LogProb:
             Term("probes", s * root_sum(self.std_error), f"standard error of the trace: {self.settings['divergence']}"),
             Term("time steps", s * abs(mean(checked)), f"error of the solver by half the steps, {some}"),
             Term("  one sample", s * mean(checked.abs()), "the same, mean absolute error of a single sample"),
-            Term("prior", scale * mean(self.mismatch), "change of the mean if the prior had the moments of the data at t_max"),
-            Term("cut", scale * mean(self.cut[~self.cut.isnan()]), f"change of the mean without the blur of sigma(t_min), {some}"),
+            Term("prior", scale * known(self.mismatch), "change of the mean if the prior had the moments of the data at t_max"),
+            Term("cut", scale * known(self.cut), f"change of the mean without the blur of sigma(t_min), {some}"),
         )
+
+    def to_record(self, latents: bool = False) -> dict[str, Any]:
+        """Plain JSON of everything but the settings, and with or without the latents."""
+        record: dict[str, Any] = {name: _shards.pack(getattr(self, name).tolist()) for name in COLUMNS}
+        if latents:
+            record["latent"] = base64.b64encode(self.latent.cpu().contiguous().numpy().tobytes()).decode()
+        return record | {name: getattr(self, name) for name in COUNTS}
+
+    @classmethod
+    def join(cls, records: Sequence[dict[str, Any]], settings: dict[str, Any], like: Tensor) -> LogProb:
+        """Of the records of all pieces, in order. ``like``: a tensor of the samples' event shape, dtype and device."""
+        rows = {name: [v for r in records for v in _shards.unpack(r[name])] for name in COLUMNS}
+        columns = {name: like.new_tensor(row, dtype=torch.float64) for name, row in rows.items()}
+        columns["sums"] = columns["sums"].view(-1, 2)
+        if len(columns["sums"]):
+            columns["mismatch"] = _budget.mismatch_of_all(columns["sums"], like[0].numel())
+        counts: dict[str, int] = {name: sum(r[name] for r in records) for name in COUNTS}
+        numbers = b"".join(base64.b64decode(r.get("latent", "")) for r in records)
+        flat = torch.frombuffer(bytearray(numbers), dtype=like.dtype) if numbers else torch.empty(0, dtype=like.dtype)
+        latent = flat.to(like.device).view(-1, *like.shape[1:])
+        settings = settings | {"nfe": counts["nfe"], "vjp": counts["vjp"]}
+        return cls(latent=latent, settings=settings, **columns, **counts)  # type: ignore[arg-type]
+
+
+COLUMNS = ("log_prob", "prior", "delta", "std_error", "mismatch", "discretization", "cut", "sums")
+COUNTS = ("nfe", "vjp", "check_nfe")
 
 
 def log_prob(
@@ -104,6 +138,9 @@ def log_prob(
     check: int = 0,
     check_scale: bool = True,
     progress: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    share: bool = False,
     **cond: Any,
 ) -> LogProb:
     """log p(x) in nats under the model's probability-flow ODE.
@@ -130,35 +167,42 @@ def log_prob(
         check: on how many samples, the first ones, to estimate the errors of the time steps and of the cut at t_min, at half of
             their cost again. ``report()`` of the result shows the whole budget.
         check_scale: refuse x far outside the range of the model's transform.
-        progress: show a progress bar.
+        progress: show a progress bar; with ``out`` or ``share`` also the mean so far.
+        out: a file, or a folder for its ``rows.jsonl``, to which every finished batch is added; the same call goes on where it
+            stopped, whatever stopped it. All processes must see it.
+        overwrite: replace what ``out`` holds.
+        share: under ``torchrun`` all processes call this with the same arguments; each batch is computed by one of them, and all
+            return the whole.
         **cond: for the network; a tensor with first dimension B is per sample.
 
     Raises:
         DTypeError, ShapeError, NonFiniteError, DeviceError: a wrong x (integers above all: use ``bits_per_dim``).
         ScaleError: x far outside the range of the model's transform.
-        ConfigError: a wrong argument.
-        SolverError: a failed solve. ``ReferenceSolver`` and ``AdaptiveODE`` fail for single samples: log p is NaN for these, and a
-            warning names them.
+        ConfigError: a wrong argument; ``out`` holds work with other arguments.
+        SolverError: a failed solve, here or in another process. ``ReferenceSolver`` and ``AdaptiveODE`` fail for single samples:
+            log p is NaN for these, and a warning names them.
     """
-    _check_model(model)
-    check_data(x, model.event_shape)
-    check_same_kind(model, x)
-    if solver is None:
-        solver = TorchDiffEq() if model.reference is None else ReferenceSolver()
-    check_solver(solver)
+    how: dict[str, Any] = {"divergence": divergence, "probes": probes, "prior": prior, "seed": seed, "batch_size": batch_size}
+    solver, size, run, log_prior, settings = method(model, x, solver=solver, steps=steps, check=check, **how)
     if check_scale:
         _check_scale(x, getattr(model, "transform", None))
-    check_kind(divergence, probes, model.reference)
-    size = default_batch_size(model.event_shape) if batch_size is None else check_positive_int(batch_size, "batch_size")
     id_array = check_ids(ids, len(x))
-    check_seed(seed)
     first, end = model.sde.levels([model.sde.t_min, model.sde.t_max])
-    log_prior = _prior(prior, model, solver, end)
-    if isinstance(check, bool) or not isinstance(check, int) or check < 0:
-        raise ConfigError(f"check = {check!r}, expected a number of samples, 0 for none")
-    run = _in_reference(model, solver, steps) if isinstance(solver, ReferenceSolver) else _by_velocity(model, solver, steps)
-    parts: list[tuple[Tensor, Tensor]] = []
     n = len(x)
+    if out is not None or share:
+        _bind(model, cond, np.arange(n), n, x.device)  # for its checks
+
+        def evaluate(rows: np.ndarray) -> dict[str, Any]:
+            some = slice_cond(cond, lambda v: v[torch.from_numpy(rows).to(v.device)], n)
+            few = min(max(check - int(rows[0]), 0), len(rows))
+            every: dict[str, Any] = how | {"solver": solver, "steps": steps, "check": few, "check_scale": False} | some
+            return log_prob(model, x[rows], ids=id_array[rows], **every).to_record(latents=True)
+
+        decisive = identity(settings, model, solver, prior, id_array, check, size, cond)
+        keep: dict[str, Any] = {"out": out, "overwrite": overwrite, "share": share, "show": progress}
+        records = _shards.run(evaluate, id_array, size, decisive, values=lambda r: _shards.unpack(r["log_prob"]), **keep)
+        return LogProb.join(records, settings, x)
+    parts: list[tuple[Tensor, Tensor]] = []
     with inference(model), count_evaluations(model) as calls:
         with _progress(progress, -(-n // size), "log-likelihood") as advance:
             for start in range(0, n, size):
@@ -171,8 +215,7 @@ def log_prob(
                 advance()
         latent, deltas = (torch.cat(column) for column in zip(*parts, strict=True))
         failed = ~latent.flatten(1).isfinite().all(1)  # by a per-sample solver; any other raises
-        known = latent.masked_fill(expand(failed, latent), 0.0)
-        log_p = log_prior(known).double()
+        log_p = log_prior(latent.masked_fill(expand(failed, latent), 0.0)).double()
     if log_p.shape != deltas.shape[:1]:
         raise ConfigError(f"prior answered shape {tuple(log_p.shape)}, expected log p of shape {tuple(deltas.shape[:1])}")
     if divergence == "exact":
@@ -184,10 +227,9 @@ def log_prob(
     delta = deltas.mean(1)
     value = log_p + delta
     few = min(check, n)
-    how: dict[str, Any] = {"divergence": divergence, "probes": probes, "prior": prior, "seed": seed, "batch_size": batch_size}
     discretization, cut = (torch.full_like(value, math.nan) for _ in range(2))
     with count_evaluations(model) as more:
-        other = _coarser(solver, steps) if few else None
+        other = _budget.coarser(solver, steps) if few else None
         if other is not None:
             some = slice_cond(cond, lambda v: v[:few], n)
             coarse = log_prob(model, x[:few], solver=other[0], steps=other[1], ids=id_array[:few], check_scale=False, **how, **some)
@@ -197,7 +239,64 @@ def log_prob(
             noise = Noise(seed, id_array[rows], model.event_shape, x.dtype, x.device)
             with inference(model):
                 traces = Traces.draw(divergence, probes, noise, model.reference)
-                cut[:few] = _cut(_bind(model, cond, rows, n, x.device), x[:few], first, traces)
+                cut[:few] = _budget.cut(_bind(model, cond, rows, n, x.device), x[:few], first, traces)
+    mismatch, sums = _budget.mismatch(prior, model, solver, end, latent, log_p)
+    if len(sums):
+        mismatch = _budget.mismatch_of_all(sums, x[0].numel())
+    return LogProb(
+        value,
+        log_p,
+        delta,
+        latent,
+        std_error,
+        calls.forward,
+        calls.vjp,
+        mismatch,
+        discretization,
+        cut,
+        more.forward,
+        settings | {"nfe": calls.forward, "vjp": calls.vjp},
+        sums,
+    )
+
+
+class Method(NamedTuple):
+    """How log p is computed: what is made of the arguments of ``log_prob``, once they are checked."""
+
+    solver: Solver
+    size: int
+    run: Run
+    log_prior: Callable[[Tensor], Tensor]
+    settings: dict[str, Any]  # for a report
+
+
+def method(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    solver: Solver | None = None,
+    steps: int | None = None,
+    divergence: str = "hutchinson",
+    probes: int = 1,
+    prior: Any = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    check: int = 0,
+) -> Method:
+    """Checks the arguments of ``log_prob``, and raises as it does."""
+    _check_model(model)
+    check_data(x, model.event_shape)
+    check_same_kind(model, x)
+    if solver is None:
+        solver = TorchDiffEq() if model.reference is None else ReferenceSolver()
+    check_solver(solver)
+    check_kind(divergence, probes, model.reference)
+    size = default_batch_size(model.event_shape) if batch_size is None else check_positive_int(batch_size, "batch_size")
+    check_seed(seed)
+    log_prior = _prior(prior, model, solver, model.sde.levels([model.sde.t_max])[0])
+    if isinstance(check, bool) or not isinstance(check, int) or check < 0:
+        raise ConfigError(f"check = {check!r}, expected a number of samples, 0 for none")
+    run = _in_reference(model, solver, steps) if isinstance(solver, ReferenceSolver) else _by_velocity(model, solver, steps)
     settings = settings_of(model, x) | {
         "solver": repr(solver),
         "steps": _density.STEPS if steps is None and isinstance(solver, ReferenceSolver) else steps,
@@ -207,84 +306,26 @@ def log_prob(
         "t_min": model.sde.t_min,
         "t_max": model.sde.t_max,
         "seed": seed,
-        "nfe": calls.forward,
-        "vjp": calls.vjp,
     }
-    return LogProb(
-        value,
-        log_p,
-        delta,
-        latent,
-        std_error,
-        calls.forward,
-        calls.vjp,
-        _mismatch(prior, model, solver, end, latent, log_p),
-        discretization,
-        cut,
-        more.forward,
-        settings,
-    )
+    return Method(solver, size, run, log_prior, settings)
 
 
-def _coarser(solver: Solver, steps: int | None) -> tuple[Solver, int | None, float] | None:
-    """A solver at half of the resolution, its steps, and how many times larger its error is at least, less 1."""
-    if isinstance(solver, ReferenceSolver):
-        steps = _density.STEPS if steps is None else steps
-        return (solver, steps // 2, 3.0) if steps > 1 else None
-    if hasattr(solver, "rtol") and hasattr(solver, "atol"):
-        found: Any = dataclasses.replace(solver, rtol=10 * solver.rtol, atol=10 * solver.atol)  # type: ignore[type-var]
-        return found, steps, 1.0
-    steps = getattr(solver, "default_steps", Solver.default_steps) if steps is None else steps
-    return (solver, steps // 2, 1.0) if steps > 1 else None
-
-
-def _cut(model: ScoreModel, x: Tensor, first: Level, traces: Traces) -> Tensor:
-    """log p_0 - log p at t_min, both at x, to first order: with y = x/alpha, s = sigma/alpha and the density q_s of y, the heat equation
-    d log q_s/d(s^2) = (Laplacian of log q_s + |grad log q_s|^2)/2 gives -(alpha tr(dD/dx) - D + |eps|^2)/2; the rest is alpha < 1."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        x0, eps = model.predict(x, first)
-    trace, products = traces(x0, x, 1 / first.alpha)
-    model.count_vjp(products)
-    D = x[0].numel()
-    eps, flat = eps.detach().double().flatten(1), x.detach().double().flatten(1)
-    shrunk = D * math.log(first.alpha) + (1 - first.alpha) / first.sigma * (eps * flat).sum(1)
-    return -0.5 * (first.alpha * trace.mean(1) - D + eps.square().sum(1)) + shrunk
-
-
-def _mismatch(prior: Any, model: ScoreModel, solver: Solver, end: Level, latent: Tensor, log_p: Tensor) -> Tensor:
-    """log of a prior with the moments of the data at t_max, less log of the prior."""
-    if prior is None and model.reference is not None:
-        return model.reference.log_prob(latent, end.alpha, end.sigma) - log_p
-    if prior is not None and prior != "reference":
-        return torch.full_like(log_p, math.nan)
-    u = latent.double().flatten(1) / end.sigma
-    if prior == "reference":
-        reference = (getattr(solver, "reference", None) or model_reference(model)).to(latent.double())
-        v = end.alpha**2 * reference.variance + end.sigma**2
-        u = (reference.analyse(latent.double() - end.alpha * reference.mean) / v.sqrt()).flatten(1)
-    if u.numel() < 2:
-        return torch.full_like(log_p, math.nan)
-    m, v = u.mean(), u.var()
-    return 0.5 * (u.square() - (u - m).square() / v - v.log()).sum(1)
-
-
-def mean(x: Tensor) -> float:
-    """The mean; NaN of nothing."""
-    return float(x.mean()) if x.numel() else math.nan
-
-
-def mean_error(x: Tensor) -> float:
-    """The standard error of the mean of x (B,); NaN of a single one."""
-    return float(x.std() / math.sqrt(len(x))) if len(x) > 1 else math.nan
-
-
-def root_sum(x: Tensor) -> float:
-    """The standard error of a mean of independent numbers with standard errors x (B,)."""
-    return float(x.square().sum().sqrt()) / len(x)
-
-
-Run = Callable[[ScoreModel, Tensor, Noise, Traces], tuple[Tensor, Tensor]]  # -> latent, delta by column
+def identity(
+    settings: dict[str, Any],
+    model: ScoreModel,
+    solver: Solver,
+    prior: Any,
+    ids: np.ndarray,
+    check: int,
+    size: int,
+    cond: dict[str, Any],
+) -> dict[str, Any]:
+    """All that the numbers of a sample depend on, in JSON: settings, and digests of what these do not tell apart."""
+    more = {"class": type(model).__qualname__, "check": check, "batch_size": size, "ids": digest(ids)}
+    more["conditions"] = digest(cond) if cond else None
+    reference = None if model.reference is None else digest(model.reference)
+    more |= {"reference": reference, "solver_fields": digest(solver), "prior_function": digest(prior) if callable(prior) else None}
+    return {key: value for key, value in settings.items() if key != "versions"} | more
 
 
 def _in_reference(model: ScoreModel, solver: ReferenceSolver, steps: int | None) -> Run:

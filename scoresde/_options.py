@@ -45,7 +45,8 @@ _EXAMPLES = {
   scoresde sample run --label 7 --out sevens.png           after train --conditional""",
     "nll": """  scoresde nll run --data digits
   scoresde nll run --data digits --dequantizations 5 --out result.json
-  scoresde nll run --data digits --n 100 --steps 20        quick""",
+  scoresde nll run --data digits --n 100 --steps 20        quick
+  torchrun --nproc_per_node 2 -m scoresde.cli nll run --data digits --out result.json""",
     "bench": """  scoresde bench run --data digits
   scoresde bench run --data digits --solvers Heun,DDIM,RK4 --nfe 5,10,20 --out bench
   scoresde bench run --data digits --solvers DPMSolverPP,UniPC --grids log_snr,uniform,karras --samples 200""",
@@ -98,7 +99,15 @@ OPTIONS: dict[str, _Options] = {
         ("--parameterization", {"default": "v", "metavar": "P", "help": "what the network predicts: x0, eps, score, v or edm (v)"}),
         ("--conditional", {"action": "store_true", "help": "give the network the labels of the data"}),
         ("--weighting", {"metavar": "W", "help": "of the loss over time: likelihood, simple, min-snr or edm (likelihood)"}),
-        ("--times", {"metavar": "T", "help": "drawn in training: importance, uniform or lognormal (what suits the weighting)"}),
+        ("--times", {"metavar": "T", "help": "drawn in training: importance, uniform, lognormal or fitted (what suits the weighting)"}),
+        (
+            "--dequantization",
+            {
+                "choices": ["uniform", "normal"],
+                "help": "of integer data: uniform noise over each level (the default), or none but the SDE's own at t_min, chosen for it",
+            },
+        ),
+        ("--augment", {"metavar": "A", "help": "flip, shift or flip,shift: training samples, which the network is told of (none)"}),
         ("--batch_size", {"type": int, "metavar": "N", "help": "samples a step, over all processes (128)"}),
         ("--accumulate", {"type": int, "metavar": "N", "help": "passes that a step is split into, to save memory (1)"}),
         ("--lr", {"type": float, "metavar": "R", "help": "learning rate of Adam, the largest (2e-3)"}),
@@ -129,6 +138,8 @@ OPTIONS: dict[str, _Options] = {
         ("--split", {"choices": ["test", "train"], "default": "test", "help": "which samples (test)"}),
         ("--n", {"type": int, "metavar": "N", "help": "the first N of them (all)"}),
         ("--dequantizations", {"type": int, "default": 1, "metavar": "N", "help": "noise draws for integer data, averaged (1)"}),
+        ("--dequantization", {"choices": ["uniform", "normal"], "help": "kind of that noise (what the run was trained for)"}),
+        ("--importance_weighted", {"action": "store_true", "help": "log of the mean over draws: a tighter bound (needs exact divergence)"}),
         (
             "--solver",
             {
@@ -152,7 +163,8 @@ OPTIONS: dict[str, _Options] = {
         ("--bound", {"type": int, "metavar": "N", "help": "the variational bound too, by N times and noises a sample (none)"}),
         ("--check", {"type": int, "default": 32, "metavar": "N", "help": "samples on which to estimate the errors of steps and cut (32)"}),
         ("--probes", {"type": int, "default": 1, "metavar": "N", "help": "of the estimate; 2 or more give its standard error (1)"}),
-        ("--out", {"metavar": "FILE", "help": "a .json file for the result and all settings"}),
+        ("--out", {"metavar": "FILE", "help": "a .json file for the result and all settings; beside it .rows.jsonl, to go on from"}),
+        ("--overwrite", {"action": "store_true", "help": "start again, whatever is beside FILE"}),
         *_SEED,
         *_BATCH,
         *_MODEL,

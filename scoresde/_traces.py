@@ -19,7 +19,7 @@ from .reference import GaussianReference
 from .sde import Level
 
 KINDS = ("hutchinson", "gaussian", "reference", "hutch++", "exact")
-NUMBERS = 1 << 20  # in the products that are computed at once
+NUMBERS = 1 << 18  # in the products that are computed at once: convolutions are no faster for more, and memory grows
 CONTROL = {"hutchinson": 0.5, "gaussian": 1.0}  # share of the reference's trace that is replaced by its exact value
 
 

@@ -31,6 +31,7 @@ from . import data as datasets
 from . import grid as grids
 from ._options import COMMANDS, OPTIONS, make_parser
 from ._tensor import check_positive_int
+from .augment import named
 from .elbo import elbo
 from .errors import ConfigError, ScoreSDEError
 from .features import fit_features
@@ -110,15 +111,22 @@ def _run_train(a: Any) -> None:
     if a.conditional and data.classes is None:
         raise ConfigError(f"--conditional, but {a.data} has no labels: leave it out")
     sde = _classes.make("sde", a.sde, a.options["sde"])
+    if a.dequantization == "normal":
+        if data.transform is None:
+            raise ConfigError(f"--dequantization normal, but {a.data} has no integer levels: leave it out")
+        if not {"t_min", "sigma_min"} & set(a.options["sde"]):
+            sde = data.transform.adapt(sde)
+    augment = None if a.augment is None else named(a.augment)
     with torch.random.fork_rng(devices=[]):  # the seed is that of the initial weights too
         torch.default_generator.manual_seed(a.seed)  # torch.manual_seed would seed all GPUs, too
-        net = _network(a, data.event_shape, data.classes if a.conditional else None)
+        net = _network(a, data.event_shape, data.classes if a.conditional else None, augment.labels if augment else 0)
     model = NetworkModel(net, sde, data.event_shape, a.parameterization, data.transform)
     size = sum(p.numel() for p in net.parameters())
     first = os.environ.get("RANK", "0") == "0"
     if first:
         print(f"{data}\n{type(net).__name__} with {size:,} parameters, {sde}, parameterization {a.parameterization}", flush=True)
-    names = ("batch_size", "lr", "warmup", "ema", "weighting", "times", "accumulate", "clip", "checkpoint_every", "validate_every")
+    names = ["batch_size", "lr", "warmup", "ema", "weighting", "times", "dequantization", "accumulate", "clip"]
+    names += ["checkpoint_every", "validate_every"]
     history = train.fit(
         model,
         data,
@@ -128,6 +136,7 @@ def _run_train(a: Any) -> None:
         out=a.out,
         resume=a.resume,
         overwrite=a.overwrite,
+        augment=augment,
         bf16=a.bf16,
         progress=a.progress,
         **{name: a[name] for name in names if a[name] is not None},
@@ -194,6 +203,9 @@ def _run_nll(a: Any) -> None:
     if a.solver != "auto" or given or a.options["solver"]:
         solver = _classes.make("solver", "TorchDiffEq" if a.solver == "auto" else a.solver, {**given, **a.options["solver"]})
     data = datasets.load(a.data)
+    first = os.environ.get("RANK", "0") == "0"
+    if a.device == "auto" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        a.device = f"cuda:{os.environ['LOCAL_RANK']}"  # under torchrun, of which each process takes its share of the samples
     model = _load(a, data)
     model.weights = "raw" if a.raw else "averaged"  # type: ignore[assignment]
     if model.reference is None:  # of a run from before there were references: any is right, this one is fast
@@ -205,9 +217,11 @@ def _run_nll(a: Any) -> None:
     cond = {"label": labels[: len(x)]} if labels is not None and _classes_of(model) else {}
     how = {"solver": solver, "steps": a.steps, "divergence": a.divergence, "probes": a.probes, "seed": a.seed}
     how |= {"batch_size": a.batch_size, "progress": a.progress, "check": a.check, "prior": None if a.prior == "standard" else a.prior}
+    how |= {"out": None if a.out is None else Path(a.out).with_suffix(".rows.jsonl"), "overwrite": a.overwrite, "share": True}
     how |= cond
     start = time.perf_counter()
     if data.transform is not None:
+        how |= {"dequantization": a.dequantization, "importance_weighted": a.importance_weighted}
         b = likelihood.bits_per_dim(model, x, data.transform, dequantizations=a.dequantizations, **how)
         result: dict[str, Any] = {"bits_per_dim": b.mean, "std_error": b.std_error, "dequantization_std": b.dequantization_std}
         result |= {"probe_std_error": b.probe_std_error, "network_calls": b.nfe}
@@ -218,6 +232,8 @@ def _run_nll(a: Any) -> None:
         error = float(log_p.std()) / math.sqrt(len(x)) if len(x) > 1 else math.nan
         result = {"log_prob": float(log_p.mean()), "std_error": error, "unit": "nats a sample", "network_calls": r.nfe}
         report, line = r.report(), f"{result['log_prob']:.4f} +- {error:.4f} nats, log-likelihood a sample"
+    if not first:
+        return
     if a.bound is not None:
         common = {"batch_size": a.batch_size, "progress": a.progress, "seed": a.seed, **cond}
         common |= {"prior": how["prior"], "draws": check_positive_int(a.bound, "bound")}
@@ -335,11 +351,12 @@ def _integers(text: str, name: str) -> list[int]:
 # ---- parts
 
 
-def _network(a: Any, shape: tuple[int, ...], classes: int | None) -> torch.nn.Module:
+def _network(a: Any, shape: tuple[int, ...], classes: int | None, augmentations: int = 0) -> torch.nn.Module:
     """The network that the options ask for; what the data decide (channels, features, classes) need not be given."""
     name = a.net or ("UNet" if len(shape) == 3 and min(shape[1:]) >= 4 else "MLP")
     known: dict[str, Any] = {"event_shape": shape, "features": shape[0] if len(shape) == 1 else shape, "channels": shape[0]}
-    return _classes.make("net", name, a.options["net"], known | ({} if classes is None else {"classes": classes}))
+    known |= ({} if classes is None else {"classes": classes}) | ({"augmentations": augmentations} if augmentations else {})
+    return _classes.make("net", name, a.options["net"], known)
 
 
 def _load(a: Any, data: datasets.Data | None = None) -> ScoreModel:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-import warnings
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ._log_prob import LogProb, log_prob, mean, mean_error, root_sum
+from ._digest import digest
+from ._log_prob import LogProb, identity, log_prob, mean, mean_error, method, root_sum
+from ._shards import pack, run, unpack
 from ._tensor import check_positive_int
+from .dequantize import Dequantizer, resolve
 from .errors import ConfigError
-from .model import ScoreModel
-from .noise import check_ids
+from .model import ScoreModel, slice_cond
+from .noise import check_ids, check_seed
 from .report import Report, Term, compare, fingerprint
-from .sampling import _check_model
+from .sampling import _bind, _check_model
 from .transform import Transform
 
 __all__ = ["BitsPerDim", "LogProb", "bits_per_dim", "compare", "log_prob"]
 CHECK = 32  # samples on which the errors of the time steps and of the cut at t_min are estimated
+_METHOD, _ALL = (set(inspect.signature(f).parameters) for f in (method, log_prob))  # arguments; all others are conditions
+NO_CUT = Term("cut", 0.0, "none: this is a bound on the discrete data")
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class BitsPerDim:
     Attributes:
         mean: over samples and dequantization draws.
         std_error: of the mean over samples.
-        per_sample: (B,) float64, the mean over dequantization draws for each (for "importance" the log of the mean).
+        per_sample: (B,) float64, the mean over dequantization draws for each (importance weighted: the log of the mean).
         nfe: network calls, counted, over all batches and draws.
         dequantization_std: standard deviation of the mean over dequantization draws (NaN for one).
         probe_std_error: standard error of the mean over trace probes (0: exact trace, NaN: a single probe).
@@ -64,86 +71,119 @@ def bits_per_dim(
     transform: Transform | None = None,
     *,
     dequantizations: int = 1,
-    dequantization: str = "uniform",
+    dequantization: str | Dequantizer | None = None,
+    importance_weighted: bool = False,
     seed: int = 0,
     ids: Iterable[int] | Tensor | None = None,
     check: int = CHECK,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    share: bool = True,
+    progress: bool = False,
     **arguments: Any,
 ) -> BitsPerDim:
-    """Bits per dimension of integer levels: nll/(D ln 2) + log2 K - log2(high - low), nll in nats of the dequantized sample.
+    """Bits per dimension of integer levels: E[log q(x|k) - log p(x)]/(D ln 2) over draws x of a dequantizer q, see ``dequantize``.
 
-    An upper bound, in expectation over the uniform dequantization, on the bits per dimension of the discrete data (1511.01844).
+    An upper bound, in expectation over the draws, on the bits per dimension of the discrete data (1511.01844). For uniform noise it
+    is nll/(D ln 2) + log2 K - log2(high - low), nll in nats of the dequantized sample.
 
     Args:
         model: a ScoreModel of the transform's model space.
         levels: integers (B, *event_shape) in 0..K-1.
-        transform: the data's ``Transform``; it carries K and the range, so there is no offset to type.
+        transform: the data's ``Transform``; it carries K and the range, so there is no offset to type. None: that of a dequantizer.
         dequantizations: draws for each sample, each a function of (seed, sample id, draw).
-        dequantization: "uniform" is the mean of log p over the draws; "importance" the log of the mean of p, a tighter bound the more
+        dequantization: "uniform" noise over each bin; "normal", the diffusion's own noise at t_min around the middle of each bin;
+            or a ``Dequantizer``. None is what the model was trained for: ``model.transform.dequantization``. ("importance" is
+            "uniform", importance weighted.)
+        importance_weighted: the log of the mean of p/q over the draws instead of the mean of the log, a tighter bound the more
             draws there are (1509.00519), for divergence="exact": random traces would bias it.
-        seed, ids, solver, steps, progress, **arguments: as for ``log_prob``.
+        seed, ids, solver, steps, **arguments: as for ``log_prob``.
         check: samples for the estimates of some errors, see ``log_prob``; in the first draw.
+        out, overwrite: a file, or a folder for its ``rows.jsonl``, to which every finished batch is added, with all its draws; the
+            same call goes on where it stopped, whatever stopped it, and one with other arguments is refused, or overwrites it.
+        share: under ``torchrun`` (or where torch.distributed is at work) all processes call this with the same arguments; each
+            batch is computed by one of them, and all return the whole. False: this process alone.
+        progress: show a progress bar, with the mean so far.
 
     Raises:
-        ConfigError: no transform, or levels outside 0..K-1.
+        ConfigError: no transform, levels outside 0..K-1, an unknown dequantization; ``out`` holds work with other arguments.
         DTypeError: levels that are no integers.
         Otherwise as ``log_prob``.
     """
     _check_model(model)
-    if not isinstance(transform, Transform):
-        raise ConfigError(
-            f"transform = {transform!r}: bits per dimension are of integer levels, so tell how many: "
-            "transform=scoresde.Transform(levels=256) for 8-bit images; for model-space floats use log_prob (nats)"
-        )
+    if dequantization == "importance":
+        dequantization, importance_weighted = "uniform", True
+    dequantizer = resolve(dequantization, model, transform)
+    transform = dequantizer.transform
     transform.check_levels(levels)
-    check_positive_int(dequantizations, "dequantizations")
-    if dequantization not in ("uniform", "importance"):
-        raise ConfigError(f"dequantization = {dequantization!r}, expected 'uniform' or 'importance'")
-    if dequantization == "importance" and arguments.get("divergence") != "exact":
+    K = check_positive_int(dequantizations, "dequantizations")
+    if importance_weighted and arguments.get("divergence") != "exact":
         raise ConfigError(
-            "dequantization = 'importance' needs divergence = 'exact': the mean of p over draws is too large by the variance of "
-            "random traces, and would no longer be a bound"
+            "importance-weighted dequantization needs divergence = 'exact': the mean of p over draws is too large by the variance "
+            "of random traces, and would no longer be a bound"
         )
-    first = model.sde.levels([model.sde.t_min])[0]
-    blur = first.sigma / first.alpha
-    if blur > transform.bin_width / 2:
-        warnings.warn(
-            f"sigma(t_min) = {blur:.3g} exceeds half a bin ({transform.bin_width / 2:.3g}) of {transform.levels} levels: the data "
-            "are blurred over neighbouring levels and bits per dimension are biased; lower sigma_min or t_min of the SDE",
-            stacklevel=2,
-        )
+    dequantizer.check(model)
     id_array = check_ids(ids, len(levels))
-    D = levels[0].numel()
-    scale = -1 / (D * math.log(2))
-    results: list[LogProb] = []
-    for draw in range(dequantizations):
-        x = transform.dequantize(levels, seed, id_array, draw, model.dtype, model.device)
-        results.append(log_prob(model, x, seed=seed, ids=id_array, check=0 if draw else check, **arguments))
-    log_p = torch.stack([r.log_prob for r in results]).cpu()  # (draws, B)
-    draws = scale * log_p + transform.bits_offset
-    K = dequantizations
-    per_sample = draws.mean(0) if dequantization == "uniform" else scale * (log_p.logsumexp(0) - math.log(K)) + transform.bits_offset
-    # the same probes serve every draw, so their error does not average out over draws
-    probe_std_error = abs(scale) * math.sqrt(sum(root_sum(r.std_error) ** 2 for r in results) / K)
-    within = root_sum(draws.std(0)) / math.sqrt(K) if K > 1 and dequantization == "uniform" else math.nan
-    data, probes, *biases = results[0].terms(scale)
-    nfe, vjp = sum(r.nfe for r in results), sum(r.vjp for r in results)
-    settings = results[0].settings | {
-        "dequantization": "uniform" if dequantization == "uniform" else f"importance-weighted, {K} draws",
+    check_seed(seed)
+    scale = -1 / (levels[0].numel() * math.log(2))
+    n = len(levels)
+    cond = {name: arguments.pop(name) for name in set(arguments) - _ALL}
+    x, _ = dequantizer.draw(levels[:1], model, seed, id_array[:1], 0)
+    how = {name: value for name, value in arguments.items() if name in _METHOD}
+    solver, size, _, _, settings = method(model, x, seed=seed, check=check, **how)
+    _bind(model, cond, np.arange(n), n, model.device)  # for its checks
+    settings |= {
+        "dequantization": dequantizer.name + (f", importance-weighted, {K} draws" if importance_weighted else ""),
         "draws": K,
         "levels": transform.levels,
         "data": fingerprint([levels]),
-        "nfe": nfe,
-        "vjp": vjp,
+        "samples": n,
     }
+
+    def evaluate(rows: np.ndarray) -> dict[str, Any]:
+        records = []
+        index = torch.from_numpy(rows)
+        some = slice_cond(cond, lambda v: v[index.to(v.device)], n)
+        for draw in range(K):
+            x, log_q = dequantizer.draw(levels[index.to(levels.device)], model, seed, id_array[rows], draw)
+            few = 0 if draw else min(max(check - int(rows[0]), 0), len(rows))
+            r = log_prob(model, x, seed=seed, ids=id_array[rows], check=few, **arguments, **some)
+            records.append(r.to_record() | {"log_q": pack(log_q.tolist())})
+        return {"draws": records}
+
+    def bits(ratio: Tensor) -> Tensor:
+        """Of log p/q, (draws, B)."""
+        return scale * (ratio.logsumexp(0) - math.log(K) if importance_weighted else ratio.mean(0))
+
+    def so_far(record: dict[str, Any]) -> list[float]:
+        log_p, log_q = (
+            torch.tensor([unpack(r[name]) for r in record["draws"]], dtype=torch.float64) for name in ("log_prob", "log_q")
+        )
+        return bits(log_p - log_q).tolist()
+
+    decisive = identity(settings, model, solver, arguments.get("prior"), id_array, check, size, cond)
+    decisive["dequantizer"] = digest(dequantizer)
+    keep: dict[str, Any] = {"out": out, "overwrite": overwrite, "share": share, "show": progress}
+    records = run(evaluate, id_array, size, decisive, values=so_far, **keep)
+    results = [LogProb.join([r["draws"][draw] for r in records], settings, x) for draw in range(K)]
+    log_q = [[v for r in records for v in unpack(r["draws"][draw]["log_q"])] for draw in range(K)]
+    ratio = torch.stack([r.log_prob for r in results]).cpu() - torch.tensor(log_q, dtype=torch.float64)
+    per_sample = bits(ratio)
+    # the same probes serve every draw, so their error does not average out over draws
+    probe_std_error = abs(scale) * math.sqrt(sum(root_sum(r.std_error) ** 2 for r in results) / K)
+    within = root_sum(scale * ratio.std(0)) / math.sqrt(K) if K > 1 and not importance_weighted else math.nan
+    data, probes, *biases = results[0].terms(scale)
+    if not dequantizer.blur:
+        biases = [term if term.name != "cut" else NO_CUT for term in biases]
+    nfe, vjp = sum(r.nfe for r in results), sum(r.vjp for r in results)
     return BitsPerDim(
         mean=mean(per_sample),
         std_error=mean_error(per_sample),
         per_sample=per_sample,
         nfe=nfe,
-        dequantization_std=float(draws.mean(1).std()) if K > 1 else math.nan,
+        dequantization_std=abs(scale) * float(ratio.mean(1).std()) if K > 1 else math.nan,
         probe_std_error=probe_std_error,
-        settings=settings,
+        settings=settings | {"nfe": nfe, "vjp": vjp},
         terms=(
             data._replace(value=mean_error(per_sample)),
             Term("dequantization", within, f"standard error over {K} draws for each sample"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -142,8 +143,6 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
 
 def settings_of(model: Any, data: Tensor) -> dict[str, Any]:
     """What a report says of a model, of the data and of the machine."""
-    from importlib.metadata import version
-
     reference = getattr(model, "reference", None)
     weights = getattr(model, "weights", "averaged")  # what ``fit`` leaves and ``load`` gives
     return {
@@ -156,8 +155,16 @@ def settings_of(model: Any, data: Tensor) -> dict[str, Any]:
         "reference": None if reference is None else repr(reference),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
-        "versions": {name: version(name) for name in ("scoresde", "torch", "numpy")} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in ("scoresde", "torch", "numpy")} | {"python": platform.python_version()},
     }
+
+
+@functools.cache
+def _version(name: str) -> str:
+    """The version of a package, looked up once."""
+    from importlib.metadata import version
+
+    return version(name)
 
 
 def _plain(value: Any) -> Any:

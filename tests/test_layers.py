@@ -17,8 +17,10 @@ MODULES = {path.stem: ast.parse(path.read_text(), str(path)) for path in sorted(
 
 # One total order: a module imports from those before it only. Its own module and cli come after all of them.
 ORDER = """
-    errors _bars _digest _tensor _quadrature _exponential _files noise nets sde check parameterization reference model exact loss grid transform solvers multistep reference_solver recipe stochastic adapters adaptive parallel
-    sampling _pilots _schemes tuning _traces _augmented _density report _log_prob likelihood elbo latents metrics data checkpoint _figures _curves plot _batches features _trainer train
+    errors _bars _digest _tensor _quadrature _exponential _files noise nets sde check parameterization reference model exact loss grid transform augment dequantize
+    solvers multistep reference_solver recipe stochastic adapters adaptive parallel
+    _traces _density _augmented sampling _pilots _schemes tuning report _shards _budget _log_prob likelihood elbo importance latents metrics data checkpoint
+    _figures _curves plot _batches features _trainer train gradients variational
     _frontier_rows _frontier_run _frontier_judge _frontier_store _frontier_work _frontier_report frontier _classes _options _demo cli
 """.split()
 

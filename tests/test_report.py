@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -132,7 +135,7 @@ def test_importance_weighted_dequantization_is_a_tighter_bound():
     assert bounds[1] - truth < 0.2 * (uniform - truth)
     with pytest.raises(ConfigError, match="needs divergence = 'exact'"):
         sd.bits_per_dim(model, levels, T16, dequantization="importance")
-    with pytest.raises(ConfigError, match="expected 'uniform' or 'importance'"):
+    with pytest.raises(ConfigError, match="expected None, 'uniform', 'normal' or a Dequantizer"):
         sd.bits_per_dim(model, levels, T16, dequantization="variational")
 
 
@@ -218,3 +221,52 @@ def test_the_command_line_has_budget_and_bound(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "variational bound" in text
     assert "change of the mean without the blur" in text
+
+
+def test_the_command_line_goes_on(tmp_path, capsys):
+    """The rows beside --out: the same command computes nothing again, another one is refused with the field named, --overwrite replaces."""
+    from scoresde.cli import main
+
+    digits = sd.data.digits()
+    net = sd.nets.UNet(channels=1, width=8)
+    sd.save(sd.NetworkModel(net, sd.VPSDE(), (1, 8, 8), transform=digits.transform), tmp_path / "run")
+    out = tmp_path / "new" / "r.json"
+    line = f"nll {tmp_path / 'run'} --data digits --n 5 --steps 4 --batch-size 2 --check 2 --progress off --out {out}"
+    assert main(line.split()) == 0
+    first = json.loads(out.read_text())
+    rows = out.parent / "r.rows.jsonl"
+    assert [json.loads(text)["ids"] for text in rows.read_text().splitlines()[1:]] == [[0, 1], [2, 3], [4]]
+    out.unlink()
+    kept = rows.read_text()
+    rows.write_text("".join(kept.splitlines(keepends=True)[:3]))  # as if it had died in the last piece
+    assert main(line.split()) == 0
+    again = json.loads(out.read_text())
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert rows.read_text() == kept
+    capsys.readouterr()
+    assert main(f"{line} --dequantization normal".split()) == 2
+    error = capsys.readouterr().err
+    assert "dequantization was 'uniform', now 'normal'" in error
+    assert error.rstrip().endswith("or --overwrite")
+    assert main(f"{line} --dequantization normal --overwrite".split()) == 0
+    found = json.loads(out.read_text())
+    assert (found["dequantization"], found["budget"]["cut"]) == ("normal", 0.0)
+
+
+@pytest.mark.slow
+def test_the_command_line_under_torchrun(tmp_path):
+    """Two processes: one result, printed and written once, the same as that of one."""
+    digits = sd.data.digits()
+    net = sd.nets.UNet(channels=1, width=8)
+    sd.save(sd.NetworkModel(net, sd.VPSDE(), (1, 8, 8), transform=digits.transform), tmp_path / "run")
+    line = f"nll {tmp_path / 'run'} --data digits --n 7 --steps 4 --batch_size 2 --check 3 --threads 1 --progress off --out"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "--", "scoresde.cli"]  # -- lest it takes --n for its own
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    two = subprocess.run([*command, *line.split(), str(tmp_path / "2.json")], env=quiet, capture_output=True, text=True, timeout=240)
+    one = subprocess.run([sys.executable, "-m", "scoresde.cli", *line.split(), str(tmp_path / "1.json")], env=quiet, timeout=240)
+    assert (two.returncode, one.returncode) == (0, 0), two.stderr
+    assert two.stdout.count("written to") == two.stdout.count("95 % interval") == 1
+    a, b = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
+    assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    ids = [i for text in (tmp_path / "2.rows.jsonl").read_text().splitlines()[1:] for i in json.loads(text)["ids"]]
+    assert sorted(ids) == list(range(7))

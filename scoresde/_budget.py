@@ -1,0 +1,97 @@
+"""The parts of the error budget of log p: time steps, the cut at t_min, the prior; and means with their errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _density
+from ._traces import Traces
+from .model import ScoreModel
+from .reference_solver import ReferenceSolver, model_reference
+from .sde import Level
+from .solvers import Solver
+
+
+def coarser(solver: Solver, steps: int | None) -> tuple[Solver, int | None, float] | None:
+    """A solver at half of the resolution, its steps, and how many times larger its error is at least, less 1."""
+    if isinstance(solver, ReferenceSolver):
+        steps = _density.STEPS if steps is None else steps
+        return (solver, steps // 2, 3.0) if steps > 1 else None
+    if hasattr(solver, "rtol") and hasattr(solver, "atol"):
+        found: Any = dataclasses.replace(solver, rtol=10 * solver.rtol, atol=10 * solver.atol)  # type: ignore[type-var]
+        return found, steps, 1.0
+    steps = getattr(solver, "default_steps", Solver.default_steps) if steps is None else steps
+    return (solver, steps // 2, 1.0) if steps > 1 else None
+
+
+def cut(model: ScoreModel, x: Tensor, first: Level, traces: Traces) -> Tensor:
+    """log p_0 - log p at t_min, both at x, to first order: with y = x/alpha, s = sigma/alpha and the density q_s of y, the heat equation
+    d log q_s/d(s^2) = (Laplacian of log q_s + |grad log q_s|^2)/2 gives -(alpha tr(dD/dx) - D + |eps|^2)/2; the rest is alpha < 1."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        x0, eps = model.predict(x, first)
+    trace, products = traces(x0, x, 1 / first.alpha)
+    model.count_vjp(products)
+    D = x[0].numel()
+    eps, flat = eps.detach().double().flatten(1), x.detach().double().flatten(1)
+    shrunk = D * math.log(first.alpha) + (1 - first.alpha) / first.sigma * (eps * flat).sum(1)
+    return -0.5 * (first.alpha * trace.mean(1) - D + eps.square().sum(1)) + shrunk
+
+
+def mismatch(prior: Any, model: ScoreModel, solver: Solver, end: Level, latent: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """log of a prior with the moments of the data at t_max, less log of the prior, (B,); and what to make that of, or nothing.
+
+    Where the moments are those of all latents u, in units of the prior's, it is NaN, and the second answer is (B, 2): sums over the
+    dimensions of u and of u^2, for ``mismatch_of_all``.
+    """
+    unknown, none = torch.full_like(log_p, math.nan), log_p.new_empty((0, 2))
+    if prior is None and model.reference is not None:
+        return model.reference.log_prob(latent, end.alpha, end.sigma) - log_p, none
+    if prior is not None and prior != "reference":
+        return unknown, none
+    u = latent.double().flatten(1) / end.sigma
+    if prior == "reference":
+        reference = (getattr(solver, "reference", None) or model_reference(model)).to(latent.double())
+        v = end.alpha**2 * reference.variance + end.sigma**2
+        u = (reference.analyse(latent.double() - end.alpha * reference.mean) / v.sqrt()).flatten(1)
+    return unknown, torch.stack([u.sum(1), u.square().sum(1)], dim=1)
+
+
+def mismatch_of_all(sums: Tensor, D: int) -> Tensor:
+    """The mismatch (B,) from the sums (B, 2) of all samples: with the mean m and the variance v of all u it is, for each,
+    sum(u^2 - (u - m)^2/v - log v)/2 = (sum u^2 - (sum u^2 - 2 m sum u + D m^2)/v - D log v)/2. Failed samples do not count."""
+    known = sums[sums.isfinite().all(1)]
+    n = len(known) * D
+    if n < 2:
+        return torch.full_like(sums[:, 0], math.nan)
+    first, second = known.sum(0).tolist()
+    m = first / n
+    v = (second - n * m * m) / (n - 1)
+    if not v > 0:
+        return torch.full_like(sums[:, 0], math.nan)
+    return 0.5 * (sums[:, 1] - (sums[:, 1] - 2 * m * sums[:, 0] + D * m * m) / v - D * math.log(v))
+
+
+def mean(x: Tensor) -> float:
+    """The mean; NaN of nothing."""
+    return float(x.mean()) if x.numel() else math.nan
+
+
+def known(x: Tensor) -> float:
+    """The mean of what is not NaN."""
+    return mean(x[~x.isnan()])
+
+
+def mean_error(x: Tensor) -> float:
+    """The standard error of the mean of x (B,); NaN of a single one."""
+    return float(x.std() / math.sqrt(len(x))) if len(x) > 1 else math.nan
+
+
+def root_sum(x: Tensor) -> float:
+    """The standard error of a mean of independent numbers with standard errors x (B,)."""
+    return float(x.square().sum().sqrt()) / len(x)

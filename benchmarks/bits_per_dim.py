@@ -4,9 +4,9 @@
     python benchmarks/bits_per_dim.py --data fashion-mnist --runs runs    # the best, and plain eps-prediction
 
 trains each recipe (a run that exists is used; --list prints the commands, to run some of them at once elsewhere) and measures it on test
-images: by the probability-flow ODE (``bits_per_dim`` with its error budget) and by the variational bound (``elbo``), side by side.
-Models trained with uniform dequantization are also measured with importance-weighted and with fitted dequantization (``--dequantize``).
-Learning curves are the validation losses of the runs, in the results too.
+images: by the probability-flow ODE (``bits_per_dim`` with its error budget) and by the variational bound (``elbo``), side by side. Digits
+are also measured with a dequantizer that is fitted to the model on training images, and 32 of them with importance-weighted draws.
+Learning curves, the validation losses of the runs, are in the results too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +25,41 @@ from _common import table, write
 import scoresde as sd
 from scoresde.cli import main as scoresde
 
-# what the recipes of a data set share, the best one, and the changes to it by name
+Options = dict[str, str]
+# what the recipes of a data set share, the best one, and by name what else is trained
 COMMON = {
-    "digits": "--data digits --net.width 32",
-    "fashion-mnist": "--data fashion-mnist --batch_size 64 --net.width 32 --net.multipliers [1,2,4] --net.blocks 1 --net.frequencies [64,128]",
+    "digits": "--data digits",
+    "fashion-mnist": "--data fashion-mnist --batch_size 64 --net.multipliers [1,2,4] --net.blocks 1 --net.frequencies [64,128]",
 }
-BEST = {
-    "digits": {
-        "--dequantization": "normal",
-        "--times": "fitted",
-        "--net.frequencies": "[8.5]",
-    },
-    "fashion-mnist": {"--dequantization": "normal", "--times": "fitted"},
+BEST: dict[str, Options] = {
+    "digits": {"--times": "fitted"},
+    "fashion-mnist": {"--times": "fitted", "--dequantization": "normal"},
 }
-PLAIN = {"--parameterization": "eps", "--weighting": "simple", "--times": "uniform", "--dequantization": None}
-CHANGES: dict[str, dict[str, dict[str, str | None]]] = {
+PLAIN = {"--parameterization": "eps", "--weighting": "simple", "--times": "uniform"}
+NORMAL = {"--times": "fitted", "--dequantization": "normal"}
+OTHERS: dict[str, dict[str, Options]] = {
     "digits": {
         "log-SNR uniform": {"--times": "importance"},
         "t uniform": {"--times": "uniform"},
         "simple weighting": {"--weighting": "simple", "--times": "uniform"},
-        "uniform dequantization": {"--dequantization": None},
-        "no Fourier features": {"--net.frequencies": None},
-        "shifted by a pixel": {"--augment": "shift"},
-        "dropout": {"--net.dropout": "0.1"},
-        "plain": {**PLAIN, "--net.frequencies": None},
+        "plain": PLAIN,
+        "shifted by a pixel": {"--times": "fitted", "--augment": "shift"},
+        "normal dequantization": NORMAL,
+        "normal, Fourier features": {**NORMAL, "--net.frequencies": "[8.5]"},
     },
     "fashion-mnist": {"plain": PLAIN},
 }
-STEPS = {"digits": (2500, 1000), "fashion-mnist": (2500, 2500)}  # of the best recipe, and of the comparison
+STEPS = {"digits": (2500, 500), "fashion-mnist": (2500, 2500)}  # of the best recipe, and of the comparison
 SEEDS = {"digits": (0, 1, 2), "fashion-mnist": (0,)}
 
 
 def recipes(data: str) -> dict[str, tuple[int, str]]:
     """By name: the seed, and the arguments of `scoresde train`."""
     long, short = STEPS[data]
-    found = {f"best-{seed}": (seed, long, BEST[data]) for seed in SEEDS[data]}
+    found = {f"best, seed {seed}": (seed, long, BEST[data]) for seed in SEEDS[data]}
     if short != long:
-        found["the recipe"] = (0, short, BEST[data])
-    for name, change in CHANGES[data].items():
-        found[name] = (0, short, {k: v for k, v in {**BEST[data], **change}.items() if v is not None})
+        found["the recipe, shorter"] = (0, short, BEST[data])
+    found |= {name: (0, short, options) for name, options in OTHERS[data].items()}
     return {
         name: (seed, f"{COMMON[data]} {' '.join(f'{k} {v}' for k, v in options.items())} --steps {steps} --seed {seed}")
         for name, (seed, steps, options) in found.items()
@@ -70,34 +67,65 @@ def recipes(data: str) -> dict[str, tuple[int, str]]:
 
 
 def folder(runs: str, data: str, name: str) -> Path:
-    return Path(runs) / f"{data}-{name.replace(' ', '-')}"
+    return Path(runs) / f"{data}-{name.replace(',', '').replace(' ', '-')}"
 
 
 def measure(name: str, run: Path, data: sd.data.Data, seed: int, a: argparse.Namespace) -> dict[str, Any]:
+    """One row: the ODE with its budget, the bound, and where they make sense other dequantizations."""
     model = sd.load(run)
     x = data.test[: a.images]
-    b = sd.bits_per_dim(model, x, data.transform, steps=a.steps, prior="reference", seed=seed, dequantizations=a.draws, progress=True)
-    bound_of = "levels" if model.transform.dequantization == "normal" else "density"
-    e = sd.elbo(model, x, data.transform, draws=a.times, prior="reference", reconstruction=bound_of, seed=seed, progress=True)
+    normal = model.transform.dequantization == "normal"
+    how: dict[str, Any] = {"prior": "reference", "seed": seed, "steps": a.normal_steps if normal else a.steps}
+    start = time.perf_counter()
+    b = sd.bits_per_dim(model, x, data.transform, dequantizations=a.draws, progress=True, **how)
+    seconds = time.perf_counter() - start
+    e = sd.elbo(
+        model,
+        x,
+        data.transform,
+        draws=a.times,
+        prior="reference",
+        reconstruction="levels" if normal else "density",
+        seed=seed,
+        progress=True,
+    )
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    paired = (b.per_sample - e.per_sample).std() / math.sqrt(len(x))
-    return {
+    row = {
         "recipe": name,
         "seed": seed,
-        "ode_bits_per_dim": b.mean,
-        "bound_bits_per_dim": e.mean,
-        "std_error_over_images": b.std_error,
+        "ode": b.mean,
+        "bound": e.mean,
+        "std_error": b.std_error,
         "gap": e.mean - b.mean,
-        "gap_std_error": float(paired),
+        "gap_std_error": spread(e.per_sample - b.per_sample),
+        "time_steps": b.report().term("time steps"),
         "budget": {term.name.strip(): term.value for term in b.terms},
+        "bound_std_error": e.std_error,
         "dequantization": b.settings["dequantization"],
         "images": len(x),
-        "nfe": b.nfe,
-        "steps": log[-1]["step"],
+        "nfe_per_image": how["steps"] * a.draws,
+        "seconds": seconds,
+        "train_steps": log[-1]["step"],
         "train_seconds": log[-1]["seconds"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "curve": [(line["step"], line["validation"]) for line in log if "validation" in line],
     }
+    if name.startswith("best") and not normal:
+        q = sd.fit_dequantizer(model, data, steps=a.fit_steps, batch_size=64, lr=5e-3, seed=seed)
+        f = sd.bits_per_dim(model, x, dequantization=q, dequantizations=a.draws, progress=True, **how)
+        gain = f.per_sample - b.per_sample
+        row |= {"fitted": f.mean, "fitted_std_error": f.std_error, "fitted_gain": float(gain.mean()), "fitted_gain_std_error": spread(gain)}
+        if seed == 0:
+            few: dict[str, Any] = {**how, "steps": 12, "divergence": "exact", "check": 0}
+            one, many = (sd.bits_per_dim(model, x[:32], data.transform, dequantizations=k, importance_weighted=True, **few) for k in (1, 8))
+            gain = many.per_sample - one.per_sample
+            row |= {"importance_gain_8_draws": float(gain.mean()), "importance_gain_std_error": spread(gain)}
+    return row
+
+
+def spread(x: torch.Tensor) -> float:
+    """Standard error of a mean."""
+    return float(x.std() / math.sqrt(len(x)))
 
 
 def main() -> None:
@@ -108,6 +136,8 @@ def main() -> None:
     parser.add_argument("--only", help="train one recipe and stop")
     parser.add_argument("--images", type=int, default=None, help="test images (all)")
     parser.add_argument("--steps", type=int, default=20, help="network calls of the ODE")
+    parser.add_argument("--normal-steps", type=int, default=160, help="the same for models of bare levels, whose paths are less smooth")
+    parser.add_argument("--fit-steps", type=int, default=400, help="of the fitted dequantizer")
     parser.add_argument("--draws", type=int, default=1, help="dequantizations")
     parser.add_argument("--times", type=int, default=32, help="times and noises an image of the bound")
     parser.add_argument("--threads", type=int, default=1)
@@ -127,7 +157,7 @@ def main() -> None:
             raise SystemExit(f"{name}: training failed")
         if not a.only:
             rows.append(measure(name, run, data, seed, a))
-            print(table([{k: v for k, v in row.items() if k not in ("budget", "curve")} for row in rows]), flush=True)
+            print(table([dict(list(row.items())[:8]) for row in rows]), flush=True)
     if rows:
         write(f"bits_per_dim_{a.data}", rows, recipes={name: options for name, (_, options) in recipes(a.data).items()})
 

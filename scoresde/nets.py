@@ -96,7 +96,7 @@ class MLP(nn.Module):
         _check_input(x, c_noise, cond, self.input.weight)
         emb = self.embedding(c_noise, label, augment, x)
         with _full_precision(x):
-            h = self.input(with_waves(x, self.frequencies).flatten(1))
+            h = self.input(with_waves(x, c_noise, self.frequencies).flatten(1))
         for block in self.blocks:
             h = block(h, emb)
         h = F.silu(self.norm(h))
@@ -132,9 +132,9 @@ class UNet(nn.Module):
         heads: attention heads; they divide the channels of the levels with attention.
         label_dropout: probability that training replaces a label by "no label", as classifier-free guidance needs
             (arXiv 2207.12598).
-        frequencies: f of Fourier features of x, cos and sin of 2 pi f x as further input channels. A network cannot see single
-            levels of finely quantized data without them: K/2 levels a unit of x make f = K/2 a wave a level, for integer levels
-            on [-1, 1] (2107.00630, app. C, has f = 64 and 128 for 256 levels).
+        frequencies: f of Fourier features of x, cos and sin of 2 pi f x as further input channels, which fade where the noise hides
+            them (``with_waves``). A network cannot see single levels of finely quantized data without them: K/2 levels a unit of
+            x make f = K/2 a wave a level, for integer levels on [-1, 1] (2107.00630, app. C, has f = 64 and 128 for 256 levels).
         augmentations: length of the vector that says how a sample was augmented, see ``scoresde.augment``; 0: it takes none.
 
     Raises:
@@ -222,7 +222,7 @@ class UNet(nn.Module):
         _check_input(x, c_noise, cond, self.input.weight)
         emb = self.embedding(c_noise, label, augment, x)
         with _full_precision(x):
-            h = self.input(with_waves(x, self.frequencies))
+            h = self.input(with_waves(x, c_noise, self.frequencies))
         skips = []
         for layer in self.down:
             if isinstance(layer, _ImageBlock):
@@ -363,10 +363,21 @@ def _upsample(x: Tensor, like: Tensor) -> Tensor:
     return x[:, :, : like.shape[2], : like.shape[3]]
 
 
-def with_waves(x: Tensor, frequencies: Sequence[float]) -> Tensor:
-    """x (B, C, ...) with its Fourier features after it: x, cos(2 pi f x), sin(2 pi f x) for each f, (B, (1 + 2 n) C, ...)."""
-    angles = [2 * math.pi * f * x for f in frequencies]
-    return torch.cat([x, *(wave for a in angles for wave in (a.cos(), a.sin()))], 1) if angles else x
+def with_waves(x: Tensor, c_noise: Tensor, frequencies: Sequence[float]) -> Tensor:
+    r"""x (B, C, ...) with Fourier features after it, exp(-(2 pi f s)^2/2) times cos(2 pi f x) and sin(2 pi f x): (B, (1 + 2 n) C, ...).
+
+    s = exp(4 c_noise) = sigma/alpha, and the factor is what noise of that size leaves of a wave on average. Without it a wave is noise
+    wherever s is not far below 1/f, and the network a rough function of x all along the path, whose ODE no solver follows.
+    """
+    if not frequencies:
+        return x
+    square = (8 * c_noise.clamp(max=4)).exp().to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    waves = [x]
+    for f in frequencies:
+        w = 2 * math.pi * f
+        fade = (-0.5 * w * w * square).exp()
+        waves += [fade * (w * x).cos(), fade * (w * x).sin()]
+    return torch.cat(waves, 1)
 
 
 def _frequencies(values: Any, config: dict[str, Any]) -> tuple[float, ...]:

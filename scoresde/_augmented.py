@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._density import Rate, log_volume, quadrature, slope, time
+from ._density import Clock, Rate, log_volume, quadrature
 from ._tensor import per_sample_rms
 from ._traces import Traces, share
 from .adaptive import angular_velocity
@@ -139,8 +139,9 @@ class Watched:
         times, rates = (list(column) for column in zip(*self.notes, strict=True))
         if times[0] < first:  # the solver takes the data to be hidden at the start: A = 0
             times, rates = [first, *times], [torch.zeros_like(rates[0]), *rates]
-        w = [time(self.reference, t) for t in times]
-        integral = sum(q * slope(self.reference, v) * A for q, v, A in zip(quadrature(w, 4), w, rates, strict=True))
+        clock = Clock.of(self.reference)
+        weights = quadrature([clock.time(t) for t in times], 4)
+        integral = sum(q * clock.slope(t) * A for q, t, A in zip(weights, times, rates, strict=True))
         volume = log_volume(self, first) - log_volume(self, last)
         return x, volume - integral - self.rate.left_out(first, last)
 

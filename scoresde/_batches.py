@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from .data import Data
 from .errors import ConfigError, DTypeError, ShapeError
 from .model import ScoreModel
 from .noise import TRAIN, Noise
-from .reference import GaussianReference
+from .reference import GaussianReference, detail_of
 from .transform import Transform
 
 ORDER, _AUGMENT = TRAIN + (1 << 8), TRAIN + (16 << 8)  # streams of noise
@@ -137,7 +137,7 @@ class Source:
         n, most = len(self.samples), (1 << 26) // math.prod(self.event_shape)
         index = np.unique(np.linspace(0, n - 1, min(n, max(most, 2))).astype(np.int64))
         x, _ = self.batch(index, index, 0, 0, model, torch.device("cpu"))
-        return GaussianReference.fit(x if len(x) > 1 else torch.cat([x, x]), width=2.0)
+        return replace(GaussianReference.fit(x if len(x) > 1 else torch.cat([x, x]), width=2.0), detail=detail_of(self.transform))
 
     def _collate(self, items: list[Any]) -> tuple[Tensor, dict[str, Any]]:
         """Items x, (x,), (x, label) or (x, dict of conditions) of a Dataset, stacked."""
@@ -153,7 +153,8 @@ class Source:
 
     def hash(self) -> str:
         """sha256 of the training samples, labels and transform; of a Dataset its class and length only."""
-        digest = hashlib.sha256(repr(self.transform).encode())
+        levels = None if self.transform is None else replace(self.transform, dequantization="uniform")  # which is no part of the data
+        digest = hashlib.sha256(repr(levels).encode())
         if not isinstance(self.samples, Tensor):
             return f"{type(self.samples).__name__} of {len(self.samples)}"
         for tensor in (self.samples, self.labels if self.conditional else None):

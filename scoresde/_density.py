@@ -12,7 +12,9 @@ the time w, from data to noise; A is integrated at the end, by cubics through th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -26,7 +28,63 @@ from .reference_solver import CENTER, ReferenceSolver, adams_weights, hides_data
 from .sde import SDE, Level
 
 STEPS = 40  # network calls when not told how many
+DETAIL, DETAIL_WIDTH = 0.5, 0.7  # share of the nodes for where levels come apart, and how wide that is in log-SNR
 FREE_UP_TO = 20  # calls: with more, moments from data would err more at t_max than the steps do
+
+
+@dataclass(frozen=True)
+class Clock:
+    r"""The time in which nodes of a likelihood are equally spaced, as a function of s = sigma/alpha.
+
+    .. math:: w = \sum_i p_i \frac{u_i}{1 + u_i}, \qquad u_i = (s/s_i)^{1/b_i}, \qquad
+              \frac{d\lambda}{dw} = -1 \Big/ \sum_i \frac{p_i}{b_i} \frac{u_i}{(1 + u_i)^2}
+
+    One part, at the scale of the data, is the clock of ``ReferenceSolver``. Levels that were not dequantized come apart at another
+    scale, their ``detail``, far below; there the rate of log p falls by 1 a dimension, and half of the nodes are for that.
+
+    Args:
+        parts: (p, center s_i, width b_i) of each, the p with sum 1.
+    """
+
+    parts: tuple[tuple[float, float, float], ...]
+
+    @classmethod
+    def of(cls, reference: GaussianReference, width: float | None = None) -> Clock:
+        """The clock of a reference."""
+        center, width = CENTER * reference.scale, width or reference.width
+        if reference.detail is None:
+            return cls(((1.0, center, width),))
+        return cls(((1 - DETAIL, center, width), (DETAIL, reference.detail, DETAIL_WIDTH)))
+
+    def time(self, t: Level) -> float:
+        """w of a level."""
+        return sum(p * warp(t, center, width) for p, center, width in self.parts)
+
+    def slope(self, t: Level) -> float:
+        """dlam/dw at a level."""
+        return -1 / float(self.rate(torch.tensor(math.log(t.sigma / t.alpha), dtype=torch.float64)))
+
+    def rate(self, log_s: Tensor) -> Tensor:
+        """dw/dlog s."""
+        u = [(p / width, torch.sigmoid((log_s - math.log(center)) / width)) for p, center, width in self.parts]
+        return sum((q * v * (1 - v) for q, v in u), torch.zeros_like(log_s))
+
+    def log_s(self, share: Tensor, first: Level, last: Level) -> Tensor:
+        """log s where a share of w between two levels has gone by, float64; by bisection, since several parts have no closed form."""
+        low, high = (math.log(t.sigma / t.alpha) for t in (first, last))
+        w = self.time(first) + (self.time(last) - self.time(first)) * share.double()
+        a, b = (torch.full_like(w, v) for v in (low, high))
+        for _ in range(56):  # to the last bit
+            middle = (a + b) / 2
+            parts = [p * torch.sigmoid((middle - math.log(center)) / width) for p, center, width in self.parts]
+            above = sum(parts, torch.zeros_like(w)) > w
+            a, b = torch.where(above, a, middle), torch.where(above, middle, b)
+        return (a + b) / 2
+
+    def levels(self, sde: SDE, n: int) -> list[Level]:
+        """n + 1 levels from t_min to t_max, equally spaced in w."""
+        inner = self.log_s(torch.arange(1, n, dtype=torch.float64) / n, *sde.levels([sde.t_min, sde.t_max]))
+        return sde.levels([sde.t_min, *sde.time_of_log_snr(-2 * inner).clamp(sde.t_min, sde.t_max).tolist(), sde.t_max])
 
 
 class Plan(NamedTuple):
@@ -50,15 +108,13 @@ def plan(solver: ReferenceSolver, sde: SDE, calls: int) -> Plan:
     free = solver.free
     if free is None:
         free = (reference.exact or calls <= FREE_UP_TO) and hides_data(reference, end)
-    bound = ReferenceSolver(solver.order, solver.corrector, reference, solver.width, False)
-    intervals = calls if free or calls == 1 else calls - 1
-    levels = sde.levels(bound.grid(sde, intervals, end=sde.t_min).flip(0))
-    width = bound.width or reference.width
-    w = [warp(t, CENTER * reference.scale, width) for t in levels]
+    clock = Clock.of(reference, solver.width)
+    levels = clock.levels(sde, calls if free or calls == 1 else calls - 1)
+    w = [clock.time(t) for t in levels]
     k = solver.order or (3 if calls < 18 else 4)
     # one interval beyond the last node, never gone: it brings the last correction
     correct, predict = adams_weights([*w, 2 * w[-1] - w[-2]], k, 0 if solver.corrector is False else k + 1)
-    slopes = [-width / (v * (1 - v)) for v in w]
+    slopes = [clock.slope(t) for t in levels]
     return Plan(reference, levels, slopes, correct, predict, quadrature(w, 4), free, k + 1)
 
 
@@ -150,16 +206,6 @@ def log_volume(plan: Any, t: Level) -> float:
     """1/2 sum log(alpha^2 v) for the reference of a plan: log p(x) is log p_z(z) less this."""
     c = plan.reference.variance.double()
     return float(0.5 * (t.alpha**2 * (c + _s2(t))).log().sum()) * (plan.reference.mean.numel() // c.numel())
-
-
-def time(reference: GaussianReference, t: Level) -> float:
-    """The time w of a level, see ``reference_solver``."""
-    return warp(t, CENTER * reference.scale, reference.width)
-
-
-def slope(reference: GaussianReference, w: float) -> float:
-    """dlam/dw."""
-    return -reference.width / (w * (1 - w))
 
 
 def _s2(t: Level) -> float:

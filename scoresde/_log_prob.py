@@ -100,7 +100,7 @@ class LogProb:
         """Plain JSON of everything but the settings, and with or without the latents."""
         record: dict[str, Any] = {name: _shards.pack(getattr(self, name).tolist()) for name in COLUMNS}
         if latents:
-            record["latent"] = base64.b64encode(self.latent.cpu().contiguous().numpy().tobytes()).decode()
+            record["latent"] = base64.b64encode(self.latent.cpu().flatten().view(torch.uint8).numpy().tobytes()).decode()
         return record | {name: getattr(self, name) for name in COUNTS}
 
     @classmethod
@@ -170,7 +170,7 @@ def log_prob(
         progress: show a progress bar; with ``out`` or ``share`` also the mean so far.
         out: a file, or a folder for its ``rows.jsonl``, to which every finished batch is added; the same call goes on where it
             stopped, whatever stopped it. All processes must see it.
-        overwrite: replace what ``out`` holds.
+        overwrite: replace what ``out`` holds, be it of the same arguments: such a call starts anew every time, and goes on with nothing.
         share: under ``torchrun`` all processes call this with the same arguments; each batch is computed by one of them, and all
             return the whole.
         **cond: for the network; a tensor with first dimension B is per sample.
@@ -182,65 +182,88 @@ def log_prob(
         SolverError: a failed solve, here or in another process. ``ReferenceSolver`` and ``AdaptiveODE`` fail for single samples:
             log p is NaN for these, and a warning names them.
     """
-    how: dict[str, Any] = {"divergence": divergence, "probes": probes, "prior": prior, "seed": seed, "batch_size": batch_size}
-    solver, size, run, log_prior, settings = method(model, x, solver=solver, steps=steps, check=check, **how)
+    how = method(
+        model,
+        x,
+        solver=solver,
+        steps=steps,
+        divergence=divergence,
+        probes=probes,
+        prior=prior,
+        seed=seed,
+        batch_size=batch_size,
+        check=check,
+    )
     if check_scale:
         _check_scale(x, getattr(model, "transform", None))
     id_array = check_ids(ids, len(x))
-    first, end = model.sde.levels([model.sde.t_min, model.sde.t_max])
+    if out is None and not share:
+        return evaluate(model, x, how, id_array, check, cond, progress)
     n = len(x)
-    if out is not None or share:
-        _bind(model, cond, np.arange(n), n, x.device)  # for its checks
+    _bind(model, cond, np.arange(n), n, x.device)  # for its checks
 
-        def evaluate(rows: np.ndarray) -> dict[str, Any]:
-            some = slice_cond(cond, lambda v: v[torch.from_numpy(rows).to(v.device)], n)
-            few = min(max(check - int(rows[0]), 0), len(rows))
-            every: dict[str, Any] = how | {"solver": solver, "steps": steps, "check": few, "check_scale": False} | some
-            return log_prob(model, x[rows], ids=id_array[rows], **every).to_record(latents=True)
+    def piece(rows: np.ndarray) -> dict[str, Any]:
+        some = slice_cond(cond, lambda v: v[torch.from_numpy(rows).to(v.device)], n)
+        few = min(max(check - int(rows[0]), 0), len(rows))
+        return evaluate(model, x[rows], how, id_array[rows], few, some).to_record(latents=True)
 
-        decisive = identity(settings, model, solver, prior, id_array, check, size, cond)
-        keep: dict[str, Any] = {"out": out, "overwrite": overwrite, "share": share, "show": progress}
-        records = _shards.run(evaluate, id_array, size, decisive, values=lambda r: _shards.unpack(r["log_prob"]), **keep)
-        return LogProb.join(records, settings, x)
-    parts: list[tuple[Tensor, Tensor]] = []
-    with inference(model), count_evaluations(model) as calls:
-        with _progress(progress, -(-n // size), "log-likelihood") as advance:
-            for start in range(0, n, size):
-                rows = np.arange(start, min(start + size, n))
-                noise = Noise(seed, id_array[rows], model.event_shape, x.dtype, x.device)
-                traces = Traces.draw(divergence, probes, noise, model.reference)
-                bound = _bind(model, cond, rows, n, x.device)
-                latent, deltas = run(bound, x[start : start + size], noise, traces)
+    decisive = identity(model, how, id_array, check, cond)
+    keep: dict[str, Any] = {"out": out, "overwrite": overwrite, "share": share, "show": progress}
+    records = _shards.run(piece, id_array, how.size, decisive, values=lambda r: _shards.unpack(r["log_prob"]), **keep)
+    return LogProb.join(records, how.settings, x)
+
+
+def evaluate(
+    model: ScoreModel, x: Tensor, how: Method, ids: np.ndarray, check: int, cond: dict[str, Any], progress: bool = False
+) -> LogProb:
+    """``log_prob`` of x in this process, once its arguments are checked."""
+    n = len(x)
+    first, end = model.sde.levels([model.sde.t_min, model.sde.t_max])
+
+    def draw(rows: np.ndarray) -> tuple[Noise, Traces]:
+        noise = Noise(how.seed, ids[rows], model.event_shape, x.dtype, x.device)
+        return noise, Traces.draw(how.divergence, how.probes, noise, model.reference)
+
+    def integrate(run: Run, few: int, show: bool = False) -> tuple[Tensor, Tensor]:
+        """Latents and delta, by column, of the first samples."""
+        parts: list[tuple[Tensor, Tensor]] = []
+        with _progress(show, -(-few // how.size), "log-likelihood") as advance:
+            for start in range(0, few, how.size):
+                rows = np.arange(start, min(start + how.size, few))
+                noise, traces = draw(rows)
+                latent, deltas = run(_bind(model, cond, rows, n, x.device), x[rows], noise, traces)
                 parts.append((latent, deltas + traces.control(model.reference, first, end)))
                 advance()
         latent, deltas = (torch.cat(column) for column in zip(*parts, strict=True))
-        failed = ~latent.flatten(1).isfinite().all(1)  # by a per-sample solver; any other raises
-        log_p = log_prior(latent.masked_fill(expand(failed, latent), 0.0)).double()
-    if log_p.shape != deltas.shape[:1]:
-        raise ConfigError(f"prior answered shape {tuple(log_p.shape)}, expected log p of shape {tuple(deltas.shape[:1])}")
-    if divergence == "exact":
-        std_error = torch.zeros_like(deltas[:, 0])
-    else:  # of one column: NaN
-        columns = deltas.shape[1]
-        std_error = deltas.std(1) / math.sqrt(columns) if columns > 1 else torch.full_like(deltas[:, 0], math.nan)
-    log_p, std_error = log_p.masked_fill(failed, math.nan), std_error.masked_fill(failed, math.nan)
-    delta = deltas.mean(1)
+        return latent, deltas
+
+    def prior_of(latent: Tensor) -> Tensor:
+        """log p at t_max, NaN where a per-sample solver failed; any other raises."""
+        failed = ~latent.flatten(1).isfinite().all(1)
+        log_p = how.log_prior(latent.masked_fill(expand(failed, latent), 0.0)).double()
+        if log_p.shape != failed.shape:
+            raise ConfigError(f"prior answered shape {tuple(log_p.shape)}, expected log p of shape {tuple(failed.shape)}")
+        return log_p.masked_fill(failed, math.nan)
+
+    with inference(model), count_evaluations(model) as calls:
+        latent, deltas = integrate(how.run, n, progress)
+        log_p = prior_of(latent)
+    columns, delta = deltas.shape[1], deltas.mean(1)
     value = log_p + delta
-    few = min(check, n)
+    std_error = torch.zeros_like(delta)
+    if how.divergence != "exact":  # of one column: NaN
+        std_error = deltas.std(1) / math.sqrt(columns) if columns > 1 else torch.full_like(delta, math.nan)
     discretization, cut = (torch.full_like(value, math.nan) for _ in range(2))
-    with count_evaluations(model) as more:
-        other = _budget.coarser(solver, steps) if few else None
-        if other is not None:
-            some = slice_cond(cond, lambda v: v[:few], n)
-            coarse = log_prob(model, x[:few], solver=other[0], steps=other[1], ids=id_array[:few], check_scale=False, **how, **some)
-            discretization[:few] = (coarse.log_prob - value[:few]) / other[2]
+    few = min(check, n)
+    with inference(model), count_evaluations(model) as more:
+        if few and how.coarse is not None:
+            run, ratio = how.coarse
+            coarse, coarse_deltas = integrate(run, few)
+            discretization[:few] = (prior_of(coarse) + coarse_deltas.mean(1) - value[:few]) / ratio
         if few:
             rows = np.arange(few)
-            noise = Noise(seed, id_array[rows], model.event_shape, x.dtype, x.device)
-            with inference(model):
-                traces = Traces.draw(divergence, probes, noise, model.reference)
-                cut[:few] = _budget.cut(_bind(model, cond, rows, n, x.device), x[:few], first, traces)
-    mismatch, sums = _budget.mismatch(prior, model, solver, end, latent, log_p)
+            cut[:few] = _budget.cut(_bind(model, cond, rows, n, x.device), x[:few], first, draw(rows)[1])
+    mismatch, sums = _budget.mismatch(how.prior, model, how.solver, end, latent, log_p)
     if len(sums):
         mismatch = _budget.mismatch_of_all(sums, x[0].numel())
     return LogProb(
@@ -248,14 +271,14 @@ def log_prob(
         log_p,
         delta,
         latent,
-        std_error,
+        std_error.masked_fill(log_p.isnan(), math.nan),
         calls.forward,
         calls.vjp,
         mismatch,
         discretization,
         cut,
         more.forward,
-        settings | {"nfe": calls.forward, "vjp": calls.vjp},
+        how.settings | {"nfe": calls.forward, "vjp": calls.vjp},
         sums,
     )
 
@@ -266,7 +289,12 @@ class Method(NamedTuple):
     solver: Solver
     size: int
     run: Run
+    coarse: tuple[Run, float] | None  # at half of the resolution, and how many times larger its error is at least, less 1
     log_prior: Callable[[Tensor], Tensor]
+    prior: Any
+    divergence: str
+    probes: int
+    seed: int
     settings: dict[str, Any]  # for a report
 
 
@@ -296,7 +324,8 @@ def method(
     log_prior = _prior(prior, model, solver, model.sde.levels([model.sde.t_max])[0])
     if isinstance(check, bool) or not isinstance(check, int) or check < 0:
         raise ConfigError(f"check = {check!r}, expected a number of samples, 0 for none")
-    run = _in_reference(model, solver, steps) if isinstance(solver, ReferenceSolver) else _by_velocity(model, solver, steps)
+    run, other = _run(model, solver, steps), _budget.coarser(solver, steps) if check else None
+    coarse = None if other is None else (_run(model, *other[:2]), other[2])
     settings = settings_of(model, x) | {
         "solver": repr(solver),
         "steps": _density.STEPS if steps is None and isinstance(solver, ReferenceSolver) else steps,
@@ -307,25 +336,23 @@ def method(
         "t_max": model.sde.t_max,
         "seed": seed,
     }
-    return Method(solver, size, run, log_prior, settings)
+    return Method(solver, size, run, coarse, log_prior, prior, divergence, probes, seed, settings)
 
 
-def identity(
-    settings: dict[str, Any],
-    model: ScoreModel,
-    solver: Solver,
-    prior: Any,
-    ids: np.ndarray,
-    check: int,
-    size: int,
-    cond: dict[str, Any],
-) -> dict[str, Any]:
-    """All that the numbers of a sample depend on, in JSON: settings, and digests of what these do not tell apart."""
-    more = {"class": type(model).__qualname__, "check": check, "batch_size": size, "ids": digest(ids)}
-    more["conditions"] = digest(cond) if cond else None
-    reference = None if model.reference is None else digest(model.reference)
-    more |= {"reference": reference, "solver_fields": digest(solver), "prior_function": digest(prior) if callable(prior) else None}
-    return {key: value for key, value in settings.items() if key != "versions"} | more
+def identity(model: ScoreModel, how: Method, ids: np.ndarray, check: int, cond: dict[str, Any]) -> dict[str, Any]:
+    """All that the numbers of a sample depend on, in JSON: settings, and digests of what these do not tell apart.
+
+    The model counts by its weights, its classes and its public attributes, ``parameterization`` among them; the package by version.
+    """
+    settings = {key: value for key, value in how.settings.items() if key != "versions"}
+    more = {"scoresde": how.settings["versions"]["scoresde"], "class": type(model).__qualname__, "model": digest(model)}
+    more |= {"check": check, "batch_size": how.size, "ids": digest(ids), "conditions": digest(cond) if cond else None}
+    more |= {"reference": None if model.reference is None else digest(model.reference), "solver_fields": digest(how.solver)}
+    return settings | more | {"prior_function": digest(how.prior) if callable(how.prior) else None}
+
+
+def _run(model: ScoreModel, solver: Solver, steps: int | None) -> Run:
+    return _in_reference(model, solver, steps) if isinstance(solver, ReferenceSolver) else _by_velocity(model, solver, steps)
 
 
 def _in_reference(model: ScoreModel, solver: ReferenceSolver, steps: int | None) -> Run:

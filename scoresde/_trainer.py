@@ -150,8 +150,8 @@ class Trainer:
         return float(mean), float(self._norm)
 
     def validate(self) -> float:
-        """The true loss of the averaged weights on the test data, at fixed times and noise (of a few draws a sample if they are
-        few)."""
+        """The true loss of the averaged weights on the test data, at fixed noise and, but for fitted ones, times (of a few draws a
+        sample if they are few)."""
         source, model, n = self.source, self.averaged, _VALIDATION_SAMPLES
         test = 1 if source.test is None else len(source.test)
         u = Noise(self.seed, np.arange(n), (1,), torch.float64).uniform(_VALIDATION + 1)[:, 0]
@@ -174,7 +174,8 @@ class Trainer:
         t, density = losses.importance(model.sde, u)
         weight, values = (self.weighting(model.sde, t) / density / self.scale).to(self.device), []
         index = source.order(np.arange(n), self.seed)
-        with inference(model), self._autocast():
+        key = _dropout_seed(self.seed, (1 << 40) + k, self.rank)  # for Datasets whose items are random
+        with inference(model), self._autocast(), _seeded(key, self.device):
             for ids in np.split(np.arange(n), range(len(self.ids), n, len(self.ids))):
                 x0, cond = source.batch(index[ids], ids, self.seed, _DRAW - 1, model, self.device)
                 eps = Noise(self.seed, ids, model.event_shape, x0.dtype, self.device).normal(_FIT + 1, k)
@@ -204,7 +205,7 @@ class Trainer:
             self._block = block
         rows = slice(int(ids[0]), int(ids[-1]) + 1)
         index = self.source.order(k * self.batch_size + ids, self.seed)
-        x0, cond = self.source.batch(index, ids, self.seed, _DRAW + k, self.model, self.device, augment=self.options["augment"])
+        x0, cond = self.source.batch(index, ids, self.seed, _DRAW + k, self.model, self.device, augment=self.options.get("augment"))
         eps = Noise(self.seed, ids, self.model.event_shape, x0.dtype, self.device).normal(_EPS, k)
         return x0, self._t[k % _BLOCK, rows], eps, self._weight[k % _BLOCK, rows], cond
 
@@ -236,7 +237,7 @@ class Trainer:
         if self.options["schedule"] == "constant":  # no step depends on how many there will be
             saved["options"]["steps"], saved["steps"] = self.options["steps"], self.steps or saved["steps"]
         shares = saved.pop("shares", ())
-        if shares:
+        if shares and self.options["times"] == "fitted":
             self.times = losses.FittedTimes(tuple(shares))
         checkpoint.check_same({**saved, **ignored}, {**self.description(), **ignored}, path)
         self.step, self.steps = saved["step"], saved["steps"]

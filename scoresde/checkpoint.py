@@ -142,7 +142,8 @@ def with_reference(
     r = model.reference
     if r is None or r.exact:
         return dict(tensors), dict(config)
-    return {**tensors, "reference": r.tensors()}, {**config, "reference": {"kind": r.kind, "width": r.width}}
+    how = {"kind": r.kind, "width": r.width} | ({} if r.detail is None else {"detail": r.detail})
+    return {**tensors, "reference": r.tensors()}, {**config, "reference": how}
 
 
 def _reference(found: Checkpoint) -> GaussianReference | None:
@@ -194,7 +195,9 @@ def plain(value: Any) -> Any:
 
 
 def name_of(function: Any) -> str:
-    """The name that a function is known by in a config; a string is its own."""
+    """The name that a function is known by in a config; a string is its own, and a dataclass tells its fields."""
+    if dataclasses.is_dataclass(function) and not isinstance(function, type):
+        return repr(function)
     return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
 
 
@@ -396,8 +399,8 @@ def _problem(config: Mapping[str, Any]) -> str:
         if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
             return "files are without bytes and sha256"
     reference = config.get("reference")
-    if ("reference.safetensors" in files) != isinstance(reference, dict) or set(reference or ()) - {"kind", "width"}:
-        return "reference is not an object with kind and width"
+    if ("reference.safetensors" in files) != isinstance(reference, dict) or set(reference or ()) - {"kind", "width", "detail"}:
+        return "reference is not an object with kind, width and detail"
     if not isinstance(model, dict) or not isinstance(model.get("class"), str) or model.get("dtype") not in _DTYPES:
         return "model is without class or dtype"
     shape = model.get("event_shape")

@@ -12,7 +12,7 @@ The integral is that of the Gaussian reference, which is known, plus that of the
           = \tfrac12 \sum_i \Big[\log\frac{u}{c_i + u} + \frac{c_i - r_i^2}{c_i + u}\Big]_{u = s^2(t_\mathrm{min})}^{s^2(t_\mathrm{max})},
           \qquad r = U^T (x - m)
 
-The difference fades at both ends, and times are stratified, uniform in the w of ``ReferenceSolver``'s grid. Without a reference it is
+The difference fades at both ends, and times are stratified, uniform in the w of ``_density.Clock``. Without a reference it is
 c = infinity, that is eps_ref = 0, and times are uniform in the log-SNR.
 """
 
@@ -28,13 +28,14 @@ import torch
 from torch import Tensor
 
 from ._bars import bar as _progress
+from ._density import Clock
 from ._log_prob import _check_scale, mean, mean_error, root_sum
 from ._tensor import check_data, check_positive_int, expand, like
 from .errors import ConfigError
 from .model import ScoreModel, check_same_kind, count_evaluations, inference
 from .noise import Noise, check_ids, check_seed
 from .reference import GaussianReference
-from .reference_solver import CENTER, model_reference, warp
+from .reference_solver import model_reference
 from .report import Report, Term, fingerprint, settings_of
 from .sampling import _bind, _check_model, default_batch_size
 from .sde import SDE, Level
@@ -234,12 +235,10 @@ def _times(sde: SDE, u: Tensor, ends: _Ends) -> tuple[Tensor, Tensor]:
     if ends.reference is None:
         snr, slope = low + (high - low) * u, torch.full_like(u, high - low)
     else:
-        center, width = CENTER * ends.reference.scale, ends.reference.width
-        a, b = (warp(t, center, width) for t in (ends.first, ends.last))
-        w = a + (b - a) * u
-        # log s = log center + width log(w/(1 - w)), and the log-SNR is -2 log s
-        snr = -2 * (math.log(center) + width * torch.logit(w))
-        slope = 2 * width * (b - a) / (w * (1 - w))
+        clock = Clock.of(ends.reference)
+        log_s = clock.log_s(u, ends.first, ends.last)
+        snr = -2 * log_s
+        slope = 2 * (clock.time(ends.last) - clock.time(ends.first)) / clock.rate(log_s)
     return sde.time_of_log_snr(snr).clamp(float(ends.first), float(ends.last)), slope
 
 

@@ -30,7 +30,7 @@ from ._tensor import check_data, check_positive, check_positive_int
 from ._traces import Traces, check_kind
 from ._trainer import Schedule
 from .adaptive import AdaptiveODE
-from .errors import ConfigError, TrainingDiverged
+from .errors import ConfigError, SolverError, TrainingDiverged
 from .model import ScoreModel, check_same_kind, inference
 from .noise import DEQUANTIZE, TRAIN, Noise, check_ids, check_seed
 from .reference_solver import ReferenceSolver
@@ -177,8 +177,8 @@ class FineTuning:
     Attributes:
         nll: of the batch of each step, as it was minimized: by few calls. It may be far too low.
         validation_steps: after how many steps the validation samples were looked at; the first is 0.
-        validation: their mean nll then, by ``validation_solver``.
-        best: how many steps the weights that were kept have had.
+        validation: their mean nll then, by ``validation_solver``; infinity if that of any sample was not finite.
+        best: how many steps the weights that were kept have had: those of least validation nll; all, if it was never finite.
         seconds: of the whole.
     """
 
@@ -246,7 +246,8 @@ def fine_tune(
         conditional: as for ``fit``.
         anchor: what the denoising loss counts beside -log p/D; 0 leaves it out.
         validate_every: steps between two looks at the ``validation_samples`` first samples of the test set; one dequantization and
-            one set of probes for all looks.
+            one set of probes for all looks. A look at which log p of any sample is not finite counts as infinitely bad; if all do,
+            the last weights are kept, with a warning.
         validation_solver: for them; None is ``AdaptiveODE(1e-4, 1e-4)``.
         callback: called with (step, {"nll": ...} or {"validation": ...}).
 
@@ -303,8 +304,12 @@ def fine_tune(
         x, cond = source.batch(index, index, seed, _VALIDATION_DRAW, model, device, test=True)
         x = noised(x, index, _VALIDATION_DRAW)
         how: dict[str, Any] = {"divergence": divergence, "probes": probes, "prior": prior, "seed": seed, "check_scale": False}
-        nll = -float(log_prob(model, x, solver=solver, **how, **cond).log_prob.mean())
-        if not done.validation or nll < done.after:
+        try:
+            nll = -float(log_prob(model, x, solver=solver, **how, **cond).log_prob.mean())
+        except SolverError:  # of all samples
+            nll = math.inf
+        nll = nll if math.isfinite(nll) else math.inf  # NaN compares with nothing, and log p = inf is no gain
+        if nll < min(done.validation, default=math.inf):
             best = [p.detach().clone() for p in parameters]
             done = dataclasses.replace(done, best=step)
         done.validation_steps.append(step)
@@ -323,23 +328,23 @@ def fine_tune(
             positions = np.arange(k * batch_size, (k + 1) * batch_size)
             x, cond = source.batch(source.order(positions, seed), positions, seed, _DRAW, model, device)
             noise = Noise(seed, positions, model.event_shape, model.dtype, device)
-            x, bound = noised(x, positions, _DRAW), _bind(model, cond, np.arange(len(x)), len(x), device)
+            bound = _bind(model, cond, np.arange(len(x)), len(x), device)
             optimizer.param_groups[0]["lr"] = schedule(k)
             optimizer.zero_grad()
-            loss = -densities[pick[k]](bound, x, noise).mean() / D
+            loss = -densities[pick[k]](bound, noised(x, positions, _DRAW), noise).mean() / D
             nll = loss.detach() * D
             if anchor:
                 u = losses.stratify(Noise(seed, positions, (1,), torch.float64).uniform(_CALLS + 1)[:, 0])
                 t, density = losses.importance(model.sde, u)
                 eps, weight = noise.normal(_CALLS, k + 1), anchor * losses.likelihood(model.sde, t) / density
-                loss = loss + losses.denoising_loss(bound, x, t.to(device), eps, weight.to(device)).mean()
+                loss = loss + losses.denoising_loss(bound, x, t.to(device), eps, weight.to(device)).mean()  # x not noised
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
             if not bool((loss.detach() + norm).isfinite()):
                 restore()
                 raise TrainingDiverged(
                     f"step {k + 1} of fine_tune: -log p/D = {float(nll) / D:.4g}, gradient norm {float(norm):.4g}; the model "
-                    f"has the weights of step {done.best if done.validation else 0} again: lower lr = {lr:g}, or take more than "
+                    f"has the weights of step {done.best if math.isfinite(done.after) else 0} again: lower lr = {lr:g}, or take more than "
                     f"solver_steps = {solver_steps}"
                 )
             optimizer.step()
@@ -350,7 +355,13 @@ def fine_tune(
             if (k + 1) % validate_every == 0 or k + 1 == steps:
                 validate(k + 1)
     optimizer.zero_grad()
-    if done.validation:
+    if done.validation and not math.isfinite(done.after):
+        warnings.warn(
+            "fine_tune: at no look was log p of all validation samples finite, so that nothing tells which weights are best: the last "
+            "ones are kept; look at log_prob of these samples, or give another validation_solver",
+            stacklevel=2,
+        )
+    elif done.validation:
         restore()
         if done.best == 0:
             warnings.warn(

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ._digest import digest
-from ._log_prob import LogProb, identity, log_prob, mean, mean_error, method, root_sum
+from ._log_prob import LogProb, _check_scale, evaluate, identity, log_prob, mean, mean_error, method, root_sum
 from ._shards import pack, run, unpack
-from ._tensor import check_positive_int
+from ._tensor import check_data, check_positive_int
 from .dequantize import Dequantizer, resolve
 from .errors import ConfigError
 from .model import ScoreModel, slice_cond
@@ -27,7 +27,7 @@ from .transform import Transform
 
 __all__ = ["BitsPerDim", "LogProb", "bits_per_dim", "compare", "log_prob"]
 CHECK = 32  # samples on which the errors of the time steps and of the cut at t_min are estimated
-_METHOD, _ALL = (set(inspect.signature(f).parameters) for f in (method, log_prob))  # arguments; all others are conditions
+_METHOD = {p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY}  # all others are conditions
 NO_CUT = Term("cut", 0.0, "none: this is a bound on the discrete data")
 
 
@@ -78,7 +78,7 @@ def bits_per_dim(
     check: int = CHECK,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    share: bool = True,
+    share: bool = False,
     progress: bool = False,
     **arguments: Any,
 ) -> BitsPerDim:
@@ -100,13 +100,16 @@ def bits_per_dim(
         seed, ids, solver, steps, **arguments: as for ``log_prob``.
         check: samples for the estimates of some errors, see ``log_prob``; in the first draw.
         out, overwrite: a file, or a folder for its ``rows.jsonl``, to which every finished batch is added, with all its draws; the
-            same call goes on where it stopped, whatever stopped it, and one with other arguments is refused, or overwrites it.
+            same call goes on where it stopped, whatever stopped it, and one with other arguments is refused. With ``overwrite``
+            a call starts anew every time, whatever is there, and goes on with nothing.
         share: under ``torchrun`` (or where torch.distributed is at work) all processes call this with the same arguments; each
-            batch is computed by one of them, and all return the whole. False: this process alone.
+            batch is computed by one of them, and all return the whole: one that calls alone waits for the others. False: this
+            process alone.
         progress: show a progress bar, with the mean so far.
 
     Raises:
-        ConfigError: no transform, levels outside 0..K-1, an unknown dequantization; ``out`` holds work with other arguments.
+        ConfigError: no transform, levels outside 0..K-1, an unknown dequantization, a condition that is named x; ``out`` holds work
+            with other arguments.
         DTypeError: levels that are no integers.
         Otherwise as ``log_prob``.
     """
@@ -127,12 +130,14 @@ def bits_per_dim(
     check_seed(seed)
     scale = -1 / (levels[0].numel() * math.log(2))
     n = len(levels)
-    cond = {name: arguments.pop(name) for name in set(arguments) - _ALL}
+    scale_range = getattr(model, "transform", None) if arguments.pop("check_scale", True) else None
+    cond = {name: arguments.pop(name) for name in list(arguments) if name not in _METHOD}
+    if "x" in cond or "model" in cond:
+        raise ConfigError("a condition is named x or model, as are arguments of the network's own: give it another name there and here")
     x, _ = dequantizer.draw(levels[:1], model, seed, id_array[:1], 0)
-    how = {name: value for name, value in arguments.items() if name in _METHOD}
-    solver, size, _, _, settings = method(model, x, seed=seed, check=check, **how)
+    how = method(model, x, seed=seed, check=check, **arguments)
     _bind(model, cond, np.arange(n), n, model.device)  # for its checks
-    settings |= {
+    settings = how.settings | {
         "dequantization": dequantizer.name + (f", importance-weighted, {K} draws" if importance_weighted else ""),
         "draws": K,
         "levels": transform.levels,
@@ -140,14 +145,16 @@ def bits_per_dim(
         "samples": n,
     }
 
-    def evaluate(rows: np.ndarray) -> dict[str, Any]:
+    def piece(rows: np.ndarray) -> dict[str, Any]:
         records = []
         index = torch.from_numpy(rows)
         some = slice_cond(cond, lambda v: v[index.to(v.device)], n)
         for draw in range(K):
             x, log_q = dequantizer.draw(levels[index.to(levels.device)], model, seed, id_array[rows], draw)
             few = 0 if draw else min(max(check - int(rows[0]), 0), len(rows))
-            r = log_prob(model, x, seed=seed, ids=id_array[rows], check=few, **arguments, **some)
+            check_data(x, model.event_shape)
+            _check_scale(x, scale_range)
+            r = evaluate(model, x, how, id_array[rows], few, some)
             records.append(r.to_record() | {"log_q": pack(log_q.tolist())})
         return {"draws": records}
 
@@ -161,10 +168,11 @@ def bits_per_dim(
         )
         return bits(log_p - log_q).tolist()
 
-    decisive = identity(settings, model, solver, arguments.get("prior"), id_array, check, size, cond)
-    decisive["dequantizer"] = digest(dequantizer)
+    decisive: dict[str, Any] = {}
+    if out is not None or share:
+        decisive = identity(model, how, id_array, check, cond) | {"dequantizer": digest(dequantizer)}
     keep: dict[str, Any] = {"out": out, "overwrite": overwrite, "share": share, "show": progress}
-    records = run(evaluate, id_array, size, decisive, values=so_far, **keep)
+    records = run(piece, id_array, how.size, decisive, values=so_far, **keep)
     results = [LogProb.join([r["draws"][draw] for r in records], settings, x) for draw in range(K)]
     log_q = [[v for r in records for v in unpack(r["draws"][draw]["log_q"])] for draw in range(K)]
     ratio = torch.stack([r.log_prob for r in results]).cpu() - torch.tensor(log_q, dtype=torch.float64)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ._tensor import check_positive, expand, like
-from .errors import ConfigError
+from .errors import ConfigError, NonFiniteError
 from .model import ScoreModel
 from .parameterization import SIGMA_DATA
 from .sde import SDE
@@ -123,12 +123,20 @@ class FittedTimes:
     shares: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.shares or min(self.shares) <= 0 or abs(math.fsum(self.shares) - 1) > 1e-9:
+        if not self.shares or not all(0 < p <= 1 for p in self.shares) or abs(math.fsum(self.shares) - 1) > 1e-9:
             raise ConfigError(f"shares = {self.shares}, expected positive numbers with sum 1")
 
     @classmethod
     def of(cls, part: Tensor, value: Tensor, n: int = 32, floor: float = 0.2) -> FittedTimes:
-        """The best shares for losses ``value`` (N,) seen in parts ``part`` (N,) of 0..n-1; a share ``floor`` stays uniform."""
+        """The best shares for losses ``value`` (N,) seen in parts ``part`` (N,) of 0..n-1; a share ``floor`` stays uniform.
+
+        Raises:
+            NonFiniteError: losses that are not finite.
+        """
+        if not bool(value.isfinite().all()):
+            raise NonFiniteError(f"{int((~value.isfinite()).sum())} of {len(value)} losses are not finite: no times can be fitted to them")
+        if not bool(value.any()):
+            return cls((1 / n,) * n)
         square, count = (torch.bincount(part, weights, n).double() for weights in (value.double().square(), None))
         rms = (square / count.clamp(min=1)).sqrt()
         rms = torch.where(count > 0, rms, rms.sum() / (count > 0).sum())  # where none was seen: as elsewhere

@@ -135,6 +135,7 @@ class UNet(nn.Module):
         frequencies: f of Fourier features of x, cos and sin of 2 pi f x as further input channels, which fade where the noise hides
             them (``with_waves``). A network cannot see single levels of finely quantized data without them: K/2 levels a unit of
             x make f = K/2 a wave a level, for integer levels on [-1, 1] (2107.00630, app. C, has f = 64 and 128 for 256 levels).
+            (x is what the network is given: where there is little noise the sample itself, but twice that under "edm".)
         augmentations: length of the vector that says how a sample was augmented, see ``scoresde.augment``; 0: it takes none.
 
     Raises:

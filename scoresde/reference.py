@@ -46,6 +46,8 @@ class GaussianReference:
         exact: whether m and C are those of the model itself, and not estimates.
         width: the width, in log-SNR, of the grid that goes with it (see ``scoresde.grid.logistic``): 1 for smooth densities, 2 for
             networks trained on data whose finest details lie far below their standard deviation.
+        detail: the noise s at which single levels of integer data come apart, for the grid of likelihoods (``scoresde._density.Clock``);
+            None for continuous data.
 
     Raises:
         ConfigError, ShapeError: an unknown kind, shapes that do not fit, variances that are not positive.
@@ -57,6 +59,7 @@ class GaussianReference:
     basis: Tensor | None = None
     exact: bool = False
     width: float = 1.0
+    detail: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.mean, Tensor) or not isinstance(self.variance, Tensor):
@@ -64,6 +67,8 @@ class GaussianReference:
         if self.kind not in KINDS:
             raise ConfigError(f"kind = {self.kind!r} of GaussianReference, expected one of {', '.join(KINDS)}")
         check_positive(self.width, "width")
+        if self.detail is not None:
+            check_positive(self.detail, "detail")
         D = self.mean.numel()
         shape = {"full": (D,), "isotropic": ()}.get(self.kind, tuple(self.mean.shape))
         if tuple(self.variance.shape) != shape:
@@ -109,13 +114,13 @@ class GaussianReference:
         mean = x.mean(0, dtype=torch.float64)
         if kind == "full":
             r = x.flatten(1).double() - mean.flatten()
-            return cls.of_moments(mean, r.mT @ r / (len(x) - 1), width=width)
+            return replace(cls.of_moments(mean, r.mT @ r / (len(x) - 1), width=width), detail=detail_of(transform))
         square, rows = torch.zeros(event, dtype=torch.float64), max(1, (1 << 22) // D)
         for start in range(0, len(x), rows):  # a large set is never held in float64
             r = x[start : start + rows].double() - mean
             square += (_cosines(r) if kind == "dct" else r).square().sum(0)
         variance = _floored(square / (len(x) - 1))
-        return cls(mean, variance.mean() if kind == "isotropic" else variance, kind, width=width)
+        return cls(mean, variance.mean() if kind == "isotropic" else variance, kind, width=width, detail=detail_of(transform))
 
     @classmethod
     def of_moments(cls, mean: Tensor, covariance: Tensor, exact: bool = False, width: float = 1.0) -> GaussianReference:
@@ -172,7 +177,8 @@ class GaussianReference:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self.kind} {self.width} {tuple(self.mean.shape)}".encode())
+        detail = "" if self.detail is None else f" {self.detail}"
+        digest = hashlib.sha256(f"{self.kind} {self.width} {tuple(self.mean.shape)}{detail}".encode())
         for tensor in self.tensors().values():
             digest.update(tensor.double().cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
@@ -180,6 +186,11 @@ class GaussianReference:
     def __repr__(self) -> str:
         shape = tuple(self.mean.shape)
         return f"GaussianReference({self.kind}, shape {shape}, scale {self.scale:.4g}, width {self.width:g}, {self.fingerprint()})"
+
+
+def detail_of(transform: Any) -> float | None:
+    """Where levels come apart in noise: a quarter of a bin, for models of bare levels."""
+    return transform.bin_width / 4 if getattr(transform, "dequantization", "") == "normal" else None
 
 
 def _floored(variance: Tensor) -> Tensor:

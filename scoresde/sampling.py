@@ -102,7 +102,10 @@ def sample(
             probability-flow ODE makes of N(0, sigma^2 I) at the first time. For deterministic solvers. With those that ask for x0
             or eps (``ReferenceSolver``, ``UniPC``, ...) the rate of log p is integrated over their nodes and the end, one more call;
             with those that ask for the velocity (``Heun``, ``AdaptiveODE``, ...) log p is a part of the state, so that an adaptive
-            one chooses other steps, and gives another sample within its tolerance.
+            one chooses other steps, and gives another sample within its tolerance. log p converges later than samples do: at
+            their usual numbers of steps low-order solvers err by nats (of mixtures in four dimensions at 40 steps: ``Heun`` under
+            VP by 2.6, ``DPMSolverPP`` under rectified flow by 2.8; ``ReferenceSolver`` by 0.0002 to 0.003 in the median). Look at
+            what twice the steps give.
         divergence, probes: the estimator of the trace for it, as for ``log_prob``; "exact" takes D products a call.
         progress: show a progress bar.
         **cond: for the network; a tensor with first dimension n is per sample.

@@ -132,9 +132,10 @@ def fit(
         accumulate: forward and backward passes that a step is split into, to save memory.
         ema: decay d of the average of the weights: after step n it is min(d, (1 + n)/(10 + n)). 0: no average.
         weighting: w(t): "likelihood", "simple", "min-snr", "edm", or a function (sde, t) -> w.
-        times: density of t: "importance", "uniform", "stratified", "lognormal", "fitted" (at steps 128, 256, 512, ... fitted to the
-            losses so far for the least variance, see ``scoresde.loss.FittedTimes``), or a function (sde, u) -> (t, density). By
-            default what suits the weighting: importance for likelihood, lognormal for edm, uniform for the others.
+        times: density of t: "importance", "uniform", "stratified", "lognormal", "fitted" (at steps 128, 256, 512, ... fitted to
+            losses of the averaged weights for the least variance, see ``scoresde.loss.FittedTimes``), or a function
+            (sde, u) -> (t, density). By default what suits the weighting: importance for likelihood, lognormal for edm, uniform for
+            the others.
         stratified: one time in each of batch_size strata of equal probability, for less variance.
         dequantization: of integer levels: "uniform" noise over each bin, or "normal": the middles of the bins, for an SDE whose noise
             at t_min stays within a bin (``data.transform.adapt(sde)``). None: what ``data.transform`` says, uniform by default.
@@ -167,13 +168,16 @@ def fit(
         data = replace(data, transform=replace(data.transform, dequantization=options["dequantization"]))
     source = Source.make(data, model, conditional)
     if augment is not None:
-        told = (getattr(getattr(model, "net", None), "config", None) or {}).get("augmentations", 0)
+        config = getattr(getattr(model, "net", None), "config", None)
+        told = augment.labels if config is None else config.get("augmentations", 0)  # a network of one's own is taken on trust
         if told != augment.labels:
             raise ConfigError(
                 f"augment = {augment}, but the network was made with augmentations={told}: make it with augmentations={augment.labels}. "
                 "One that is not told would model the augmented data, and pay for them in bits per dimension"
             )
+    options["dequantization"] = None
     if source.transform is not None and source.transform.dequantization == "normal":
+        options["dequantization"] = "normal"
         _check_blur(model, source.transform)
     device, rank, world = processes(model)
     if bf16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -187,8 +191,8 @@ def fit(
             stack.enter_context(_files.lock(root))
             _files.remove_temporaries(root)
         model.to(device).train()
-        if isinstance(model, NetworkModel) and isinstance(data, Data):
-            model.transform = data.transform
+        if isinstance(data, Data) and (isinstance(model, NetworkModel) or not hasattr(type(model), "transform")):
+            model.transform = data.transform  # type: ignore[assignment]
         model.reference = source.reference(model) or model.reference
         model.recipes = {}  # they were made for other weights
         trainer = Trainer(model, source, options, device, rank, world)

@@ -51,6 +51,11 @@ class Transform:
         if self.dequantization not in DEQUANTIZATIONS:
             raise ConfigError(f"dequantization = {self.dequantization!r}, expected 'uniform' or 'normal'")
 
+    def __repr__(self) -> str:
+        # what is the default is left out: hashes of data and settings are made of it, and the data are the same
+        more = "" if self.dequantization == "uniform" else f", dequantization={self.dequantization!r}"
+        return f"Transform(levels={self.levels}, low={self.low}, high={self.high}{more})"
+
     @property
     def bin_width(self) -> float:
         """Width of one level in model space."""

@@ -66,11 +66,22 @@ def test_senseless_ones():
         augment.Shift(0)
 
 
+class Told(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 2)
+
+    def forward(self, x, c_noise, augment=None):
+        return self.layer(torch.cat([x, torch.zeros(len(x), 1) if augment is None else augment], 1))
+
+
 def test_the_network_must_be_told(tmp_path):
     moons = data.toy("moons", 100)
     make = lambda n: sd.NetworkModel(nets.MLP(2, 16, 1, augmentations=n), sd.VPSDE(), (2,))
     with pytest.raises(ConfigError, match="augmentations=0: make it with augmentations=1"):
         sd.fit(make(0), moons, steps=1, progress=False, augment=augment.Flip())
+    own = sd.NetworkModel(Told(), sd.VPSDE(), (2,))  # without a config: it must know itself
+    sd.fit(own, moons, steps=2, progress=False, augment=augment.Flip())
     model = make(1)
     sd.fit(model, moons, steps=2, progress=False, augment=augment.Flip(), out=tmp_path)
     assert sd.load(tmp_path).net.config["augmentations"] == 1

@@ -10,7 +10,7 @@ import torch
 
 import scoresde as sd
 from scoresde import loss
-from scoresde.errors import ConfigError
+from scoresde.errors import ConfigError, NonFiniteError
 from scoresde.noise import Noise, check_ids
 
 SDES = [sd.VPSDE(), sd.SubVPSDE(), sd.VESDE(), sd.CosineSDE(), sd.EDMSDE(), sd.RectifiedFlow()]
@@ -293,6 +293,9 @@ def test_fitted_shares():
     assert peaked == pytest.approx([0.025, 0.025, 0.025, 0.225, 0.425, 0.225, 0.025, 0.025])
     unseen = loss.FittedTimes.of(torch.zeros(5, dtype=torch.long), torch.ones(5), 2).shares
     assert unseen == pytest.approx([0.5, 0.5])
-    for shares in ((), (0.5, 0.6), (1.0, 0.0)):
+    assert loss.FittedTimes.of(part, torch.zeros(800), 8).shares == pytest.approx([1 / 8] * 8)
+    with pytest.raises(NonFiniteError, match="1 of 800"):
+        loss.FittedTimes.of(part, torch.cat([torch.ones(799), torch.tensor([math.nan])]), 8)
+    for shares in ((), (0.5, 0.6), (1.0, 0.0), (math.nan, 1.0)):
         with pytest.raises(ConfigError, match="shares"):
             loss.FittedTimes(shares)

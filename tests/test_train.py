@@ -626,6 +626,38 @@ def test_fitted_times_go_on_to_the_bit(tmp_path):
     assert not torch.equal(weights(flat), weights(whole))
 
 
+def test_fitted_times_of_a_random_dataset_are_a_function_of_the_seed():
+    class Random(torch.utils.data.Dataset):
+        def __len__(self):
+            return 50
+
+        def __getitem__(self, i):
+            return torch.randn(2)
+
+    found = []
+    for other in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(other)
+            model = make()
+            sd.fit(model, Random(), steps=140, times="fitted", **QUICK)
+        found.append(weights(model))
+    assert torch.equal(*found)
+
+
+def test_resuming_with_other_times_of_ones_own_is_refused(tmp_path):
+    arguments = {"steps": 20, **QUICK}
+    sd.fit(make(), MOONS, out=tmp_path, times=loss.FittedTimes((0.9, 0.1)), **arguments)
+    with pytest.raises(CheckpointMismatch, match=r"times is .*0\.9, 0\.1"):
+        sd.fit(make(), MOONS, out=tmp_path, resume=True, times=loss.FittedTimes((0.1, 0.9)), **arguments)
+
+
+def test_resuming_with_another_dequantization_names_it(tmp_path):
+    model = lambda: sd.NetworkModel(nets.MLP(2, 16, 1), LEVELS.transform.adapt(sd.VPSDE()), (2,))
+    sd.fit(model(), LEVELS, steps=10, out=tmp_path, dequantization="normal", **QUICK)
+    with pytest.raises(CheckpointMismatch, match="dequantization is 'normal' in the checkpoint, but None"):
+        sd.fit(model(), LEVELS, steps=10, out=tmp_path, resume=True, **QUICK)
+
+
 def test_fitted_times_lower_the_variance_of_the_loss():
     """The scatter of the logged loss over the last two thirds of a run, against log-SNR uniform: the same mean, less scatter."""
     spread = {}

@@ -196,6 +196,8 @@ def test_normal_dequantization_trains_on_the_middles_of_the_bins():
     levels = torch.tensor([[0, 3], [1, 2]])
     transform = sd.Transform(levels=4, dequantization="normal")
     assert transform == sd.Transform(levels=4)  # the data are the same
+    assert repr(sd.Transform(levels=4)) == "Transform(levels=4, low=-1.0, high=1.0)"  # hashes are made of it
+    assert eval(repr(transform), {"Transform": sd.Transform}).dequantization == "normal"
     expected = torch.tensor([[-0.75, 0.75], [-0.25, 0.25]])
     assert torch.equal(transform.training(levels), expected)
     uniform = sd.Transform(levels=4)

@@ -337,7 +337,8 @@ def fine_tune(
                 u = losses.stratify(Noise(seed, positions, (1,), torch.float64).uniform(_CALLS + 1)[:, 0])
                 t, density = losses.importance(model.sde, u)
                 eps, weight = noise.normal(_CALLS, k + 1), anchor * losses.likelihood(model.sde, t) / density
-                loss = loss + losses.denoising_loss(bound, x, t.to(device), eps, weight.to(device)).mean()  # x not noised
+                # x0 is the data, not the state at t_min that log p is of
+                loss = loss + losses.denoising_loss(bound, x, t.to(device), eps, weight.to(device)).mean()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
             if not bool((loss.detach() + norm).isfinite()):

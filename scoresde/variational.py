@@ -95,7 +95,7 @@ class BinFlow(nn.Module):
         # as many waves over the range of levels as tell them apart, and no more than are smooth in them
         self.frequencies = tuple(j / 4 for j in range(1, min(levels // 2 + 1, 8) + 1))
         self.axes = len(shape) - 1 if len(shape) in _CONVOLUTIONS else 0
-        parity = torch.from_numpy(sum(np.indices(shape, sparse=True)) % 2)
+        parity: Any = sum(torch.meshgrid(*map(torch.arange, shape), indexing="ij")) % 2  # by torch, so that ``load`` can on "meta"
         keep = torch.stack([torch.zeros(shape)] + [(parity == j % 2).float() for j in range(couplings)])
         self.register_buffer("keep", keep, persistent=False)
         channels, space = (shape[0], shape[1:]) if self.axes else (math.prod(shape), ())
@@ -222,8 +222,8 @@ class VariationalDequantizer(Dequantizer):
         values = (1 + net["couplings"]) * math.prod(net["event_shape"])
         if values > _PER_BYTE * size:
             raise CheckpointMismatch(
-                f"{file}: events of shape {tuple(net['event_shape'])}, expected at most {_PER_BYTE} values a byte of the {size} bytes "
-                "of weights: they are of another network"
+                f"{file}: events of shape {tuple(net['event_shape'])}, expected at most {_PER_BYTE} values a byte of the {size} "
+                "bytes of weights: they are of another network"
             )
         try:
             with torch.random.fork_rng(devices=[]):  # initial weights are drawn, to be overwritten

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from problems import SDES, correlated_mixture, gaussian, image_mixture, marginal_sample, name
 
 import scoresde as sd
-from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ShapeError, TrainingDiverged
+from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ShapeError, SolverError, TrainingDiverged
 from scoresde.gradients import differentiable_log_prob, fine_tune, log_prob_gradient
 
 KINDS = [("exact", 1), ("hutchinson", 2), ("reference", 1), ("gaussian", 2), ("hutch++", 4)]
@@ -276,8 +278,11 @@ class Spy(torch.nn.Module):
 
 
 @pytest.mark.parametrize("dequantization", ["uniform", "normal"])
-def test_fine_tuning_on_levels_with_labels(dequantization):
-    """Samples and labels go together, and levels are dequantized as the model expects it."""
+def test_fine_tuning_on_levels_with_labels(dequantization, monkeypatch):
+    """Samples and labels go together, and levels are dequantized as the model expects it: log p sees states at t_min, the denoising
+    loss, which adds noise of its own, data without any: with "normal" the middles of the bins, of the same samples."""
+    clean, loss = [], sd.loss.denoising_loss
+    monkeypatch.setattr(sd.loss, "denoising_loss", lambda model, x0, *rest: clean.append(x0) or loss(model, x0, *rest))
     label = torch.arange(64) % 2
     levels = (label[:, None] * 8 + torch.randint(0, 4, (64, 2), generator=torch.Generator().manual_seed(0))).to(torch.uint8)
     data = sd.data.Data(levels, levels, sd.Transform(levels=16, dequantization=dequantization), label, label)
@@ -292,6 +297,43 @@ def test_fine_tuning_on_levels_with_labels(dequantization):
         assert float(off.std()) == pytest.approx(t.sigma / data.transform.bin_width if dequantization == "normal" else 12**-0.5, rel=0.25)
     batches = [x for x, _ in model.net.seen[1:5]]  # the first is of validation
     assert all(not torch.equal(a, b) for a, b in zip(batches, batches[1:], strict=False))
+    assert len(clean) == 4
+    for x, x0 in zip(batches, clean, strict=True):
+        if dequantization == "normal":
+            assert torch.equal(x0, data.transform.center(data.transform.quantize(x0), x0.dtype))
+            assert float((x / t.alpha - x0).std()) == pytest.approx(t.sigma / t.alpha, rel=0.25)
+        else:
+            assert torch.equal(x0, x)
+
+
+@pytest.mark.parametrize("bad", [[0], [1], [0, 2], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("all_fail", [False, True])
+def test_a_look_that_is_not_finite_is_never_the_best(moons, monkeypatch, bad, all_fail):
+    """Three looks at which log p is 0, 1 and 2, the later the better, but for those that fail, of one sample or of all."""
+    data, model = moons
+    tuned, states = copy.deepcopy(model), []
+
+    def failing(model, x, **how):
+        value = torch.full((len(x),), float(len(states)), dtype=torch.float64)
+        if len(states) in bad:
+            value[3] = math.nan
+        states.append([p.detach().clone() for p in model.parameters()])
+        if len(states) - 1 in bad and all_fail:
+            raise SolverError("log p of no sample is finite")
+        return SimpleNamespace(log_prob=value)
+
+    monkeypatch.setattr(sd.gradients, "log_prob", failing)
+    how = {"steps": 2, "lr": 1e-3, "batch_size": 16, "solver_steps": 4, "validate_every": 1, "validation_samples": 16, "progress": False}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = fine_tune(tuned, data, **how)
+    good = [k for k in range(3) if k not in bad]
+    assert [math.isfinite(v) for v in found.validation] == [k in good for k in range(3)]
+    assert all(v == math.inf for k, v in enumerate(found.validation) if k in bad)
+    assert found.best == (good[-1] if good else 2)
+    assert found.after == (found.validation[good[-1]] if good else math.inf)
+    assert all(torch.equal(p, q) for p, q in zip(tuned.parameters(), states[found.best], strict=True))
+    assert ["at no look" in str(w.message) for w in caught if "fine_tune" in str(w.message)] == ([] if good else [True])
 
 
 def test_wrong_arguments_of_fine_tune(moons):

@@ -805,6 +805,7 @@ def test_log_prob_of_samples_is_the_exact_one(sde, solver, steps, limit):
     assert torch.allclose(log_p, sd.log_prob(model, y, steps=60, divergence="exact").log_prob, rtol=0, atol=2 * limit)
 
 
+@pytest.mark.slow
 def test_log_prob_of_sample_i_is_that_of_sample_i():
     """Of a network with labels, in float32, with random traces, by every kind of solver."""
     net = sd.nets.MLP(3, width=16, depth=1, classes=3)
@@ -818,7 +819,7 @@ def test_log_prob_of_sample_i_is_that_of_sample_i():
         model.reference = reference
         for solver in ("auto", sd.Heun(), sd.AdaptiveODE(1e-3, 1e-3))[: 3 if reference is None else 1]:
             how = {"solver": solver, "return_log_prob": True, "divergence": "hutchinson", "probes": 2, "seed": 3}
-            how["steps"] = None if hasattr(solver, "rtol") else 12
+            how["steps"] = None if hasattr(solver, "rtol") else 8
             x, log_p = sd.sample(model, 7, label=label, **how)
             plain = {**how, "return_log_prob": False}
             assert torch.allclose(x, sd.sample(model, 7, label=label, **plain), rtol=0, atol=2e-2 if hasattr(solver, "rtol") else 1e-5)
@@ -836,9 +837,9 @@ def test_log_prob_of_samples_has_the_probes_of_log_prob(kind):
     """Back along the same path with the same probes the estimate is the same, with the same correction, by either kind of solver."""
     model = sd.ExactModel(correlated_mixture(6), sd.SubVPSDE())
     how = {"divergence": kind, "probes": 3, "seed": 5, "ids": [7, 1, 4, 9]}
-    for solver, steps in (("auto", 80), (sd.AdaptiveODE(1e-5, 1e-5), None)):
+    for solver, steps in (("auto", 60), (sd.AdaptiveODE(1e-4, 1e-4), None)):
         x, log_p = sd.sample(model, 4, solver=solver, steps=steps, t_end=model.sde.t_min, return_log_prob=True, **how)
-        assert torch.allclose(log_p, sd.log_prob(model, x, steps=80, **how).log_prob, rtol=0, atol=5e-4)
+        assert torch.allclose(log_p, sd.log_prob(model, x, steps=60, **how).log_prob, rtol=0, atol=2e-3)
         assert (log_p - sd.log_prob(model, x, steps=40, divergence="exact").log_prob).abs().max() > 1e-2
 
 

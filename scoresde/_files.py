@@ -166,11 +166,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Adds to a text file. Raises CheckpointWriteError."""
+    """Adds all of a text to a file, or none of it. Raises CheckpointWriteError."""
+    content = text.encode()
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NOFOLLOW | _CLOEXEC, 0o644)
         try:
-            os.write(fd, text.encode())
+            written = os.write(fd, content)
+            if written < len(content):  # the disk is full
+                end = os.lseek(fd, 0, os.SEEK_CUR)
+                if os.fstat(fd).st_size == end:  # else another process has added to it since
+                    os.ftruncate(fd, end - written)
+                raise OSError(errno.ENOSPC, f"{written} of {len(content)} bytes written")
         finally:
             os.close(fd)
     except OSError as error:

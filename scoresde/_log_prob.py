@@ -182,18 +182,8 @@ def log_prob(
         SolverError: a failed solve, here or in another process. ``ReferenceSolver`` and ``AdaptiveODE`` fail for single samples:
             log p is NaN for these, and a warning names them.
     """
-    how = method(
-        model,
-        x,
-        solver=solver,
-        steps=steps,
-        divergence=divergence,
-        probes=probes,
-        prior=prior,
-        seed=seed,
-        batch_size=batch_size,
-        check=check,
-    )
+    given: dict[str, Any] = {"solver": solver, "steps": steps, "divergence": divergence, "probes": probes, "prior": prior}
+    how = method(model, x, seed=seed, batch_size=batch_size, check=check, **given)
     if check_scale:
         _check_scale(x, getattr(model, "transform", None))
     id_array = check_ids(ids, len(x))
@@ -266,20 +256,9 @@ def evaluate(
     mismatch, sums = _budget.mismatch(how.prior, model, how.solver, end, latent, log_p)
     if len(sums):
         mismatch = _budget.mismatch_of_all(sums, x[0].numel())
+    std_error, settings = std_error.masked_fill(log_p.isnan(), math.nan), how.settings | {"nfe": calls.forward, "vjp": calls.vjp}
     return LogProb(
-        value,
-        log_p,
-        delta,
-        latent,
-        std_error.masked_fill(log_p.isnan(), math.nan),
-        calls.forward,
-        calls.vjp,
-        mismatch,
-        discretization,
-        cut,
-        more.forward,
-        how.settings | {"nfe": calls.forward, "vjp": calls.vjp},
-        sums,
+        value, log_p, delta, latent, std_error, calls.forward, calls.vjp, mismatch, discretization, cut, more.forward, settings, sums
     )
 
 

@@ -164,7 +164,7 @@ OPTIONS: dict[str, _Options] = {
         ("--check", {"type": int, "default": 32, "metavar": "N", "help": "samples on which to estimate the errors of steps and cut (32)"}),
         ("--probes", {"type": int, "default": 1, "metavar": "N", "help": "of the estimate; 2 or more give its standard error (1)"}),
         ("--out", {"metavar": "FILE", "help": "a .json file for the result and all settings; beside it .rows.jsonl, to go on from"}),
-        ("--overwrite", {"action": "store_true", "help": "start again, whatever is beside FILE"}),
+        ("--overwrite", {"action": "store_true", "help": "start anew, every time, whatever is beside FILE: it does not go on"}),
         *_SEED,
         *_BATCH,
         *_MODEL,

@@ -89,7 +89,7 @@ def run(
     *,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    share: bool = True,
+    share: bool = False,
     show: bool = False,
     values: Callable[[Record], Sequence[float]],
 ) -> list[Record]:
@@ -101,8 +101,8 @@ def run(
         size: samples in a piece.
         settings: plain JSON of all that the records depend on.
         out: a file, or a folder, in which it is ``rows.jsonl``; None keeps nothing.
-        overwrite: whether to replace what is there if it is of other settings, or even of these.
-        share: whether to share the pieces with the other processes, all of which must then call this.
+        overwrite: whether to replace what is there, be it of other settings or of these: such a call starts anew every time.
+        share: whether to share the pieces with the other processes, all of which must then call this, or it waits for them.
         show: a progress bar, of the first process, with the mean so far.
         values: record -> the value of each sample, for that.
 

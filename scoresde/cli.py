@@ -240,6 +240,7 @@ def _run_nll(a: Any) -> None:
         points = x if data.transform is not None else x.to(model.device, model.dtype)
         below = elbo(model, points, data.transform, **common)
         result |= {"bound": below.mean, "bound_std_error": below.std_error, "bound_draw_std_error": below.draw_std_error}
+        result["bound_reconstruction"] = below.settings["reconstruction"]
         line += f"; variational bound {below.mean:.4f} +- {below.std_error:.4f}"
     settings = dict(report.settings)
     settings["data_hash"] = settings.pop("data")
@@ -365,7 +366,8 @@ def _load(a: Any, data: datasets.Data | None = None) -> ScoreModel:
     net = None
     if a.net is not None:
         saved = checkpoint.read(a.run, ["ema", "model"], first=True).config["model"]
-        net = _network(a, tuple(saved["event_shape"]), ((saved.get("net") or {}).get("args") or {}).get("classes"))
+        args = (saved.get("net") or {}).get("args") or {}
+        net = _network(a, tuple(saved["event_shape"]), args.get("classes"), args.get("augmentations") or 0)
     for kind in ("sde", "net"):
         if a.options[kind] and a[kind] is None:
             raise ConfigError(f"--{kind}.{next(iter(a.options[kind]))} without --{kind}: the run knows its own {kind}")

@@ -101,7 +101,7 @@ def elbo(
     *,
     draws: int = 16,
     prior: str | None = None,
-    reconstruction: str = "density",
+    reconstruction: str | None = None,
     t_min: float | None = None,
     seed: int = 0,
     ids: Iterable[int] | Tensor | None = None,
@@ -116,12 +116,15 @@ def elbo(
 
     Args:
         model: a ScoreModel.
-        data: integers (B, *event_shape) in 0..K-1, dequantized once as in ``bits_per_dim`` with the same seed; or model-space floats.
+        data: integers (B, *event_shape) in 0..K-1, for "density" dequantized once, by the uniform noise of ``bits_per_dim`` of the same
+            seed; or model-space floats.
         transform: the data's ``Transform``, for integers.
         draws: times and noises for each sample, one time in each of as many equal parts.
         prior: None for N(0, prior_std^2 I) at t_max; "reference" for the moments of the model's reference there.
         reconstruction: "density" is N(x; D, s^2 I) at the dequantized x; "levels" the probability that N(D, s^2 I) gives to the bin of
-            each level, with x in its middle: a bound on discrete data without dequantization, for an s of about a third of a bin.
+            each level, with x in its middle: a bound on discrete data without dequantization, for an s of about a third of a bin or
+            less. None is what the model was trained for: "levels" for integers and a ``dequantization`` of "normal" of the model's
+            transform (of the one given, for a model without), else "density"; ``settings`` tell which.
         t_min: where the process ends; None: the SDE's t_min.
         seed, ids: the draws of sample i are a function of (seed, ids[i]); ids None is 0..B-1.
         batch_size, check_scale, progress, **cond: as for ``log_prob``.
@@ -137,8 +140,11 @@ def elbo(
     id_array = check_ids(ids, len(data))
     check_seed(seed)
     check_positive_int(draws, "draws")
+    if reconstruction is None:
+        trained = getattr(getattr(model, "transform", None) or transform, "dequantization", "uniform")
+        reconstruction = "levels" if trained == "normal" and transform is not None else "density"
     if reconstruction not in ("density", "levels") or (reconstruction == "levels" and transform is None):
-        raise ConfigError(f"reconstruction = {reconstruction!r}, expected 'density', or 'levels' for integers with their transform")
+        raise ConfigError(f"reconstruction = {reconstruction!r}, expected None, 'density', or 'levels' for integers with their transform")
     if prior not in (None, "reference"):
         raise ConfigError(f"prior = {prior!r}, expected None or 'reference'")
     if transform is None:

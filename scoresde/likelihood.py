@@ -19,7 +19,7 @@ from ._shards import pack, run, unpack
 from ._tensor import check_data, check_positive_int
 from .dequantize import Dequantizer, resolve
 from .errors import ConfigError
-from .model import ScoreModel, slice_cond
+from .model import ScoreModel, check_same_kind, slice_cond
 from .noise import check_ids, check_seed
 from .report import Report, Term, compare, fingerprint
 from .sampling import _bind, _check_model
@@ -152,7 +152,7 @@ def bits_per_dim(
         for draw in range(K):
             x, log_q = dequantizer.draw(levels[index.to(levels.device)], model, seed, id_array[rows], draw)
             few = 0 if draw else min(max(check - int(rows[0]), 0), len(rows))
-            check_data(x, model.event_shape)
+            check_same_kind(model, check_data(x, model.event_shape))
             _check_scale(x, scale_range)
             r = evaluate(model, x, how, id_array[rows], few, some)
             records.append(r.to_record() | {"log_q": pack(log_q.tolist())})
@@ -170,7 +170,7 @@ def bits_per_dim(
 
     decisive: dict[str, Any] = {}
     if out is not None or share:
-        decisive = identity(model, how, id_array, check, cond) | {"dequantizer": digest(dequantizer)}
+        decisive = identity(model, how._replace(settings=settings), id_array, check, cond) | {"dequantizer": digest(dequantizer)}
     keep: dict[str, Any] = {"out": out, "overwrite": overwrite, "share": share, "show": progress}
     records = run(piece, id_array, how.size, decisive, values=so_far, **keep)
     results = [LogProb.join([r["draws"][draw] for r in records], settings, x) for draw in range(K)]

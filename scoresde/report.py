@@ -107,7 +107,11 @@ class Comparison:
 
     def __str__(self) -> str:
         kind = "paired" if self.paired else "unpaired"
-        return f"{self.difference:+.4f} +- {self.std_error:.4f} {self.unit} ({kind}, z = {self.difference / self.std_error:.2f})"
+        if self.std_error:
+            z = self.difference / self.std_error
+        else:  # the same difference for every sample: none at all for a figure and itself
+            z = math.copysign(math.inf, self.difference) if self.difference else 0.0
+        return f"{self.difference:+.4f} +- {self.std_error:.4f} {self.unit} ({kind}, z = {z:.2f})"
 
 
 def compare(a: Any, b: Any) -> Comparison:

@@ -245,6 +245,22 @@ def test_points_have_nats(runs, tmp_path):
     assert "bits_per_dim" not in found
 
 
+def test_the_bound_of_a_run_without_dequantization(tmp_path):
+    """--bound is that of what the run was trained for, and says so; and a network that is named is told of the run's augmentations."""
+    net = "--net MLP --net.width 8"
+    line = f"train --data digits --steps 1 --batch_size 8 {net} --dequantization normal --augment shift --out {tmp_path}/run"
+    assert run(line, tmp_path) == 0
+    line = f"nll {tmp_path}/run --data digits --n 3 --steps 2 --check 0 --bound 2 --out {tmp_path}/r.json"
+    assert run(f"{line} {net}", tmp_path) == 0
+    digits = sd.data.digits()
+    model = sd.load(tmp_path / "run")
+    assert model.net.config["augmentations"] > 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    levels, density = (sd.elbo(model, digits.test[:3], digits.transform, draws=2, reconstruction=r) for r in ("levels", "density"))
+    assert (found["bound"], found["bound_reconstruction"]) == (pytest.approx(levels.mean, rel=1e-4), "levels")
+    assert abs(levels.mean - density.mean) > 0.05
+
+
 # ---- bench
 
 

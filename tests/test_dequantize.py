@@ -177,6 +177,8 @@ def test_none_is_what_the_model_was_trained_for():
     assert isinstance(resolve("uniform", trained, normal), Uniform)
     with pytest.raises(ConfigError, match=r"dequantization = 'variational', expected None, 'uniform', 'normal' or a Dequantizer"):
         resolve("variational", exact, T8)
+    with pytest.raises(ConfigError, match=r"dequantization = \['normal'\], expected None"):
+        resolve(["normal"], exact, T8)
 
 
 def test_too_much_noise_for_the_bins_is_told():

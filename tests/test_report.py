@@ -182,6 +182,8 @@ def test_comparisons():
     assert free.std_error == pytest.approx(math.hypot(a.std_error, other.std_error))
     assert "unpaired, z = " in str(free)
     assert a.settings["model"] != b.settings["model"]
+    assert str(sd.compare(a, a)) == "+0.0000 +- 0.0000 bits/dim (paired, z = 0.00)"
+    assert "z = -inf" in str(replace(c, difference=-1.0, std_error=0.0))
 
 
 def test_comparisons_that_are_refused():

@@ -16,7 +16,7 @@ import torch
 from problems import correlated_mixture
 
 import scoresde as sd
-from scoresde import _budget, _shards
+from scoresde import _budget, _files, _log_prob, _shards, report
 
 ConfigError = sd.errors.ConfigError
 T16 = sd.Transform(levels=16)
@@ -43,11 +43,11 @@ class Stop(Exception):
 class Dies(sd.ExactModel):
     """Fails at the n-th call."""
 
-    n = 0
+    _n = 0  # private: no part of what the model computes
 
     def predict(self, x, t, **cond):
-        self.n -= 1
-        if self.n == 0:
+        self._n -= 1
+        if self._n == 0:
             raise Stop
         return sd.ExactModel._own_predict(self, x, t)
 
@@ -97,7 +97,7 @@ def test_a_run_that_died_goes_on(tmp_path):
     """Dead within the second of three pieces: the first is not computed again, and all figures are those of a run that lived."""
     whole = bits()
     dies = Dies(TARGET, sd.VPSDE())
-    dies.n = 40  # a piece takes 2 x 6 calls, and 3 + 1 more for the first check samples
+    dies._n = 40  # a piece takes 2 x 6 calls, and 3 + 1 more for the first check samples
     with pytest.raises(Stop):
         bits(dies, out=tmp_path)
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
@@ -166,6 +166,102 @@ def test_other_arguments_are_refused_by_name(tmp_path):
         bits(model, out=tmp_path / "p.jsonl", prior=two)
 
 
+def net_model(parameterization: str = "v") -> sd.NetworkModel:
+    """An untrained network, of the same weights each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = sd.nets.MLP(3, width=8, depth=1)
+        for weights in net.parameters():
+            torch.nn.init.normal_(weights, std=0.2)  # the last layer starts as zero
+    return sd.NetworkModel(net, sd.VPSDE(), (3,), parameterization)
+
+
+def test_a_model_is_more_than_its_weights(tmp_path):
+    """The same network as eps and as v is two models, whose figures differ; so is one with another public attribute."""
+    how = {"solver": sd.Heun(), "steps": 3, "check": 0}
+    first = bits(net_model("eps"), out=tmp_path, **how)
+    with pytest.raises(ConfigError, match="model was"):
+        bits(net_model("v"), out=tmp_path, **how)
+    assert abs(bits(net_model("v"), **how).mean - first.mean) > 0.01
+    same(bits(net_model("eps"), out=tmp_path, **how), first)
+    other = net_model("eps")
+    other.net.temperature = 2.0
+    with pytest.raises(ConfigError, match="model was"):
+        bits(other, out=tmp_path, **how)
+    x = TARGET.sample(4).float()
+    sd.log_prob(net_model("eps"), x, out=tmp_path / "p.jsonl", solver=sd.Heun(), steps=3)
+    with pytest.raises(ConfigError, match="model was"):
+        sd.log_prob(net_model("v"), x, out=tmp_path / "p.jsonl", solver=sd.Heun(), steps=3)
+
+
+def test_another_version_does_not_go_on(tmp_path, monkeypatch):
+    bits(out=tmp_path)
+    monkeypatch.setattr(report, "_version", lambda name: "0.0" if name == "scoresde" else "1")
+    with pytest.raises(ConfigError, match=r"settings: scoresde was '[^']+', now '0.0'. Give"):
+        bits(out=tmp_path)
+
+
+def test_the_weights_are_hashed_once(tmp_path, monkeypatch):
+    """However many pieces and draws there are."""
+    calls, real = [], _log_prob.settings_of
+    monkeypatch.setattr(_log_prob, "settings_of", lambda *a: calls.append(1) or real(*a))
+    bits()
+    sd.log_prob(make(), TARGET.sample(10), out=tmp_path, steps=6, batch_size=4, check=5)
+    assert len(calls) == 2
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+    """A write that comes short is an error and leaves nothing, but for what others have added since; then the same call goes on."""
+    whole = bits()
+    path, real, kept = tmp_path / "rows.jsonl", os.write, []
+
+    def short(fd, content):
+        if b'"piece": 1' in bytes(content) and not kept:
+            kept.append(path.read_bytes())
+            return real(fd, bytes(content)[:100])
+        return real(fd, content)
+
+    monkeypatch.setattr(os, "write", short)
+    with pytest.raises(sd.errors.CheckpointWriteError, match="No space left"):
+        bits(out=path)
+    assert path.read_bytes() == kept[0]
+    assert kept[0].count(b"\n") == 2
+    same(bits(out=path), whole)
+
+    def raced(fd, content):
+        written = real(fd, bytes(content)[:3])
+        with path.open("ab") as other:
+            other.write(b"of another\n")
+        return written
+
+    path.write_bytes(b"")
+    monkeypatch.setattr(os, "write", raced)
+    with pytest.raises(sd.errors.CheckpointWriteError):
+        _files.append_text(path, "abcdef\n")
+    assert path.read_bytes() == b"abcof another\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
+def test_a_limit_on_the_size_of_files(tmp_path):
+    """The system's own short write, at a limit of 1000 bytes."""
+    code = "import resource, sys\nfrom pathlib import Path\nfrom scoresde import _files\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n_files.append_text(Path(sys.argv[1]), 'a' * 99 + '\\n')\n"
+    code += "try: _files.append_text(Path(sys.argv[1]), 'b' * 1000)\nexcept _files.CheckpointWriteError: print('told')"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True)
+    assert done.stdout == "told\n", done.stderr
+    assert (tmp_path / "x").read_text() == "a" * 99 + "\n"
+
+
+def test_alone_by_default(monkeypatch):
+    """One process of several that calls without share works, and does not look for the others."""
+    alone = bits()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    same(bits(), alone)
+    with pytest.raises(ConfigError, match="RANK is not set"):
+        bits(share=True)
+
+
 def test_what_is_no_file_of_ours_is_left_alone(tmp_path):
     path = tmp_path / "notes.txt"
     for text in ("my notes\n", '{"kind": "other", "settings": {}}\n', "[1]\n"):
@@ -189,8 +285,9 @@ def test_numbers_survive():
     assert math.isnan(found[1][2])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_log_prob_keeps_its_latents(tmp_path, dtype):
+    """Floats of two bytes are no numbers of numpy's, and survive all the same."""
     model = sd.ExactModel(correlated_mixture(3).to(dtype), sd.VPSDE())
     x = TARGET.sample(7).to(dtype)
     how = {"steps": 5, "batch_size": 3, "probes": 2}
@@ -229,6 +326,25 @@ def test_conditions_go_with_their_samples(tmp_path):
         sd.bits_per_dim(Shifted(), levels, T16, label=1 - label, batch_size=3, out=tmp_path, **how)
     with pytest.raises(sd.errors.ShapeError, match="condition 'label'"):
         sd.bits_per_dim(Shifted(), levels[:9], T16, label=label[:3], batch_size=3, **how)  # of the length of every piece, not of the whole
+
+
+class Named(Shifted):
+    """The same, of a label by another name."""
+
+    def denoise(self, x, t, cond):
+        return Shifted._own_denoise(self, x, t, cond)
+
+
+def test_a_condition_may_have_any_name(tmp_path):
+    """One that is called cond is a condition; x and model are the network's own, and refused."""
+    levels, label = LEVELS[:, :3], torch.arange(10) % 2
+    how = {"solver": sd.Heun(), "steps": 6, "check": 0, "divergence": "exact", "batch_size": 3}
+    expected = sd.bits_per_dim(Shifted(), levels, T16, label=label, **how).per_sample
+    assert torch.equal(sd.bits_per_dim(Named(), levels, T16, cond=label, out=tmp_path, **how).per_sample, expected)
+    with pytest.raises(ConfigError, match="conditions was"):
+        sd.bits_per_dim(Named(), levels, T16, cond=1 - label, out=tmp_path, **how)
+    with pytest.raises(ConfigError, match="a condition is named x or model"):
+        sd.bits_per_dim(Shifted(), levels, T16, x=label, **how)
 
 
 def test_a_bar_with_the_mean_so_far(tmp_path, monkeypatch, capfd):
@@ -310,28 +426,28 @@ class Counted(Dies):
     def predict(self, x, t, **cond):
         Counted.seen += 1
         return Dies._own_predict(self, x, t)
-Counted.__qualname__ = "Dies"
+Counted.__qualname__, Counted.__module__ = "Dies", "test_shards"
 
 model = Counted(TARGET, sd.VPSDE())
-b = bits(model, out=out / "rows.jsonl", prior="reference")
-again = bits(model, prior="reference")
+b = bits(model, out=out / "rows.jsonl", prior="reference", share=True)
+again = bits(model, prior="reference", share=True)
 seen = Counted.seen
 r = sd.log_prob(model, TARGET.sample(10), steps=6, batch_size=3, share=True)
-alone = bits(model, share=False)
+alone = bits(model) if rank == 0 else None  # by default the other is not waited for
 errors = []
 for more in ({{"seed": rank}}, {{"levels": LEVELS.flip(0) if rank else LEVELS}}):
     try:
-        bits(model, **more)
+        bits(model, share=True, **more)
     except sd.errors.ConfigError as error:
         errors.append(str(error))
 try:
     if rank == 1:
-        model.n = 5
-    bits(model)
+        model._n = 5
+    bits(model, share=True)
 except Exception as error:
     errors.append(type(error).__name__ + ": " + str(error))
 found = dict(per_sample=b.per_sample.tolist(), again=again.per_sample.tolist(), terms=[t.value for t in b.terms], mean=b.mean, nfe=b.nfe)
-found |= dict(check_nfe=b.check_nfe, seen=seen, log_prob=r.log_prob.tolist(), alone=alone.mean, errors=errors)
+found |= dict(check_nfe=b.check_nfe, seen=seen, log_prob=r.log_prob.tolist(), alone=alone and alone.mean, errors=errors)
 (out / f"{{rank}}.json").write_text(json.dumps(found))
 """
 
@@ -354,9 +470,9 @@ def test_two_processes_share_the_work(tmp_path):
         assert f["terms"] == pytest.approx([t.value for t in one.terms], abs=1e-9)
         assert (f["mean"], f["nfe"], f["check_nfe"]) == (one.mean, one.nfe, one.check_nfe)
         assert f["log_prob"] == r.log_prob.tolist()
-        assert f["alone"] == bits(model).mean
         assert "another seed" in f["errors"][0]
         assert "another data" in f["errors"][1]
+    assert (found[0]["alone"], found[1]["alone"]) == (bits(model).mean, None)
     # both passes, and each of them shared: together they make the calls of one process, neither makes all
     assert found[0]["seen"] + found[1]["seen"] == 2 * calls.forward
     assert all(0 < f["seen"] < 2 * calls.forward for f in found)

@@ -3,8 +3,8 @@
 Exact part: correlated mixtures in 2, 16, 24 and 64 dimensions, six SDEs, exact trace, reference prior: error of log p at t_min
 against the exact one, in bits per dimension, mean absolute error a point and signed mean.
 
-Trained part (--run: a run of `scoresde train --data digits`): 64 test images, one fixed Hutchinson probe each, against the same by
-dopri5 at 1e-6 (kept in --cache); network calls and seconds of `ReferenceSolver` and of torchdiffeq's dopri5 in one run.
+Trained part (--run: a run of `scoresde train --data digits`, or --data fashion-mnist): --images test images, one fixed Hutchinson probe
+each, against the same by dopri5 at 1e-6 (kept in --cache); network calls and seconds of `ReferenceSolver` and of dopri5 in one run.
 
 Variances: the standard deviation over seeds of log p of one point, in bits per dimension, by trace estimator and number of
 vector-Jacobian products an evaluation; with and without the reference's control variate.
@@ -18,12 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from _common import table, write
 from problems import SDES, correlated_mixture, marginal_sample, name
 
 import scoresde as sd
 from scoresde import _traces
+from scoresde.dequantize import resolve
 
 CALLS = (8, 12, 16, 20, 24, 40)
 POINTS = {2: 256, 16: 96, 24: 48, 64: 16}
@@ -46,13 +48,13 @@ def exact_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def trained_rows(run: str, cache: str, images: int = 64, repeats: int = 3) -> list[dict[str, Any]]:
-    digits, model = sd.data.digits(), sd.load(run)
+def trained_rows(run: str, name: str, cache: str, images: int, repeats: int) -> list[dict[str, Any]]:
+    data, model = sd.data.load(name), sd.load(run)
     if model.reference is None:
-        model.reference = sd.GaussianReference.fit(digits)
-    x = digits.transform.dequantize(digits.test[:images], dtype=model.dtype, device=model.device)
-    how: dict[str, Any] = {"batch_size": images, "prior": "reference"}
-    bits = lambda r: -r.log_prob.cpu() / (x[0].numel() * math.log(2)) + digits.transform.bits_offset
+        model.reference = sd.GaussianReference.fit(data)
+    x, log_q = resolve(None, model, data.transform).draw(data.test[:images], model, 0, np.arange(images), 0)
+    how: dict[str, Any] = {"batch_size": min(images, 64), "prior": "reference"}
+    bits = lambda r: (log_q - r.log_prob).cpu() / (x[0].numel() * math.log(2))
     if not Path(cache).exists():
         torch.save(bits(sd.log_prob(model, x, solver=sd.TorchDiffEq(rtol=1e-6, atol=1e-6), **how)), cache)
     converged = torch.load(cache, weights_only=True)
@@ -62,7 +64,7 @@ def trained_rows(run: str, cache: str, images: int = 64, repeats: int = 3) -> li
     methods += [(f"dopri5 {tol:g}", {"solver": sd.TorchDiffEq(rtol=tol, atol=tol)}) for tol in (1e-3, 1e-4, 1e-5)]
     for label, arguments in methods:
         seconds = []
-        for _ in range(repeats):
+        for _ in range(1 if "solver" in arguments else repeats):
             start = time.perf_counter()
             r = sd.log_prob(model, x, **how, **arguments)
             seconds.append(time.perf_counter() - start)
@@ -105,7 +107,9 @@ def variance_rows(run: str | None) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", help="of `scoresde train --data digits`")
+    parser.add_argument("--run", help="of `scoresde train --data DATA`")
+    parser.add_argument("--data", default="digits", help="of the run")
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--cache", default="converged.pt", help="file for the converged values")
     parser.add_argument("--only-trained", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
@@ -114,11 +118,12 @@ def main() -> None:
     rows = [] if a.only_trained else exact_rows()
     variances = [] if a.only_trained else variance_rows(a.run)
     if a.run:
-        rows += trained_rows(a.run, a.cache, repeats=a.repeats)
+        rows += trained_rows(a.run, a.data, a.cache, a.images, a.repeats)
     if not a.only_trained:
         worst = {n: max(r["mean_abs_error"] for r in rows if r.get("target") and r["calls"] == n) for n in CALLS}
         print("largest mean absolute error, bits/dim, by calls:", {n: round(e, 5) for n, e in worst.items()})
-    write("likelihood_fast" + ("_trained" if a.only_trained else ""), rows, points=POINTS, variances=variances)
+    trained = ("_trained" if a.data == "digits" else f"_{a.data}") if a.only_trained else ""
+    write(f"likelihood_fast{trained}", rows, points=POINTS, variances=variances, images=a.images)
 
 
 if __name__ == "__main__":

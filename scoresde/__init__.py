@@ -1,5 +1,13 @@
 """scoresde: continuous-time score SDEs. Any SDE, any solver, likelihoods with error bars, quality against compute."""
 
+# ruff: noqa: E402
+import gc
+from typing import TYPE_CHECKING, Any
+
+# what an import makes is no garbage, but to look for some among torch's objects takes a tenth of a second, more than all of the rest
+_collecting = gc.isenabled()
+gc.disable()
+
 from . import augment, data, errors, features, grid, loss, metrics, nets, noise, parameterization, plot
 from .adapters import TorchDiffEq, TorchSDE
 from .adaptive import AdaptiveODE, AdaptiveSDE
@@ -10,9 +18,6 @@ from .elbo import elbo
 from .errors import ScoreSDEError
 from .exact import ExactModel, GaussianMixture
 from .frontier import Frontier, frontier
-from .gradients import differentiable_log_prob, fine_tune, log_prob_gradient
-from .importance import importance_weights
-from .latents import decode, encode, interpolate, round_trip_error
 from .likelihood import bits_per_dim, compare, log_prob
 from .model import NetworkModel, ScoreModel, count_evaluations
 from .multistep import DEIS, AdamsBashforth, DPMSolverPP, UniPC
@@ -37,8 +42,32 @@ from .solvers import (
 from .stochastic import EDMStochastic, Restart, SASolver, StochasticExponential
 from .train import fit
 from .transform import Transform
-from .tuning import tune
-from .variational import VariationalDequantizer, fit_dequantizer
+
+if _collecting:
+    gc.enable()
+
+if TYPE_CHECKING:
+    from .gradients import differentiable_log_prob, fine_tune, log_prob_gradient
+    from .importance import importance_weights
+    from .latents import decode, encode, interpolate, round_trip_error
+    from .tuning import tune
+    from .variational import VariationalDequantizer, fit_dequantizer
+
+_LATER = {  # imported at their first use: what few programs need should cost none of them time
+    *("differentiable_log_prob", "fine_tune", "log_prob_gradient", "importance_weights"),
+    *("decode", "encode", "interpolate", "round_trip_error", "VariationalDequantizer", "fit_dequantizer", "tune"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        from . import gradients, importance, latents, tuning, variational
+
+        for module in (gradients, importance, latents, tuning, variational):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

@@ -8,8 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from . import _files, data, nets, plot
 from ._tensor import check_positive
 from .adapters import TorchDiffEq
@@ -18,6 +16,7 @@ from .frontier import Frontier, format_table, frontier
 from .likelihood import bits_per_dim
 from .model import NetworkModel
 from .multistep import UniPC
+from .noise import seeded
 from .sampling import default_batch_size, sample, trajectory
 from .sde import VPSDE
 from .solvers import DDIM, Ancestral, EulerMaruyama, Heun, Langevin, PredictorCorrector, ReverseDiffusion, Solver
@@ -57,8 +56,7 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
         raise ConfigError(f"{out} holds an earlier demo: --overwrite replaces it, or give another folder, --out FOLDER")
     digits, sde = data.digits(), VPSDE()
     transform = digits.transform or Transform(levels=17)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all GPUs, too
+    with seeded(seed):
         net = nets.UNet(channels=1)
     model = NetworkModel(net, sde, digits.event_shape, "v", digits.transform)
     size = sum(p.numel() for p in net.parameters())

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from ._exponential import exponential_weights
+from ._tensor import check_positive_int
 from ._traces import Traces, share
+from .model import ScoreModel
 from .reference import GaussianReference
-from .reference_solver import CENTER, ReferenceSolver, adams_weights, hides_data, warp
+from .reference_solver import CENTER, ReferenceSolver, adams_weights, hides_data
 from .sde import SDE, Level
 
 STEPS = 40  # network calls when not told how many
@@ -58,26 +60,31 @@ class Clock:
 
     def time(self, t: Level) -> float:
         """w of a level."""
-        return sum(p * warp(t, center, width) for p, center, width in self.parts)
+        return float(self.w(_log_s(t)))
 
     def slope(self, t: Level) -> float:
         """dlam/dw at a level."""
-        return -1 / float(self.rate(torch.tensor(math.log(t.sigma / t.alpha), dtype=torch.float64)))
+        return -1 / float(self.rate(_log_s(t)))
+
+    def w(self, log_s: Tensor) -> Tensor:
+        """w at log s."""
+        return sum((p * v for p, _, v in self._logistics(log_s)), torch.zeros_like(log_s))
 
     def rate(self, log_s: Tensor) -> Tensor:
         """dw/dlog s."""
-        u = [(p / width, torch.sigmoid((log_s - math.log(center)) / width)) for p, center, width in self.parts]
-        return sum((q * v * (1 - v) for q, v in u), torch.zeros_like(log_s))
+        return sum((p / width * v * (1 - v) for p, width, v in self._logistics(log_s)), torch.zeros_like(log_s))
+
+    def _logistics(self, log_s: Tensor) -> list[tuple[float, float, Tensor]]:
+        """Share, width and u/(1 + u) of each part."""
+        return [(p, width, torch.sigmoid((log_s - math.log(center)) / width)) for p, center, width in self.parts]
 
     def log_s(self, share: Tensor, first: Level, last: Level) -> Tensor:
         """log s where a share of w between two levels has gone by, float64; by bisection, since several parts have no closed form."""
-        low, high = (math.log(t.sigma / t.alpha) for t in (first, last))
         w = self.time(first) + (self.time(last) - self.time(first)) * share.double()
-        a, b = (torch.full_like(w, v) for v in (low, high))
+        a, b = (_log_s(t).to(w).expand(w.shape) for t in (first, last))
         for _ in range(56):  # to the last bit
             middle = (a + b) / 2
-            parts = [p * torch.sigmoid((middle - math.log(center)) / width) for p, center, width in self.parts]
-            above = sum(parts, torch.zeros_like(w)) > w
+            above = self.w(middle) > w
             a, b = torch.where(above, a, middle), torch.where(above, middle, b)
         return (a + b) / 2
 
@@ -100,8 +107,14 @@ class Plan(NamedTuple):
     keep: int
 
 
-def plan(solver: ReferenceSolver, sde: SDE, calls: int) -> Plan:
-    """The nodes and weights of ``calls`` network calls, for a solver with a reference."""
+def plan(model: ScoreModel, solver: ReferenceSolver, steps: int | None) -> Plan:
+    """The nodes and weights of ``steps`` network calls (None: ``STEPS``), in the coordinates of the solver's reference or the model's.
+
+    Raises:
+        ConfigError: neither has a reference, or steps < 1.
+    """
+    calls, sde = STEPS if steps is None else check_positive_int(steps, "steps"), model.sde
+    solver = replace(solver.bind(model, None), free=solver.free)
     reference = solver._reference()
     end = sde.levels([sde.t_max])[0]
     # where noise hides the data F = A = 0 is known, as far as the moments are: t_max is a node that needs no call
@@ -206,6 +219,15 @@ def log_volume(plan: Any, t: Level) -> float:
     """1/2 sum log(alpha^2 v) for the reference of a plan: log p(x) is log p_z(z) less this."""
     c = plan.reference.variance.double()
     return float(0.5 * (t.alpha**2 * (c + _s2(t))).log().sum()) * (plan.reference.mean.numel() // c.numel())
+
+
+def volume(plan: Plan) -> float:
+    """What the change of coordinates adds to log p: log |dz/dx| at t_min less the same at t_max."""
+    return log_volume(plan, plan.levels[-1]) - log_volume(plan, plan.levels[0])
+
+
+def _log_s(t: Level) -> Tensor:
+    return torch.tensor(math.log(t.sigma / t.alpha), dtype=torch.float64)
 
 
 def _s2(t: Level) -> float:

@@ -9,7 +9,6 @@ blurred by sigma(t_min).
 from __future__ import annotations
 
 import base64
-import dataclasses
 import math
 import os
 import warnings
@@ -336,8 +335,7 @@ def _run(model: ScoreModel, solver: Solver, steps: int | None) -> Run:
 
 def _in_reference(model: ScoreModel, solver: ReferenceSolver, steps: int | None) -> Run:
     """By the predictor-corrector method in reference coordinates."""
-    calls = _density.STEPS if steps is None else check_positive_int(steps, "steps")
-    plan = _density.plan(dataclasses.replace(solver.bind(model, None), free=solver.free), model.sde, calls)
+    plan = _density.plan(model, solver, steps)
 
     def run(bound: ScoreModel, x: Tensor, noise: Noise, traces: Traces) -> tuple[Tensor, Tensor]:
         z, integral = _density.integrate(bound, x, plan, traces)
@@ -351,9 +349,8 @@ def _in_reference(model: ScoreModel, solver: ReferenceSolver, steps: int | None)
             if bool(bad.all()):
                 raise SolverError(message)
             warnings.warn(message + "; their results are NaN", stacklevel=3)
-        volume = _density.log_volume(plan, plan.levels[-1]) - _density.log_volume(plan, plan.levels[0])
         latent = _density.latent(plan, z).to(x.dtype)
-        return latent.masked_fill(expand(bad, latent), math.nan), integral + volume
+        return latent.masked_fill(expand(bad, latent), math.nan), integral + _density.volume(plan)
 
     return run
 

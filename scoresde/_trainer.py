@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from . import loss as losses
 from ._batches import Source, permutation
 from .errors import CheckpointMismatch, ConfigError, TrainingDiverged
 from .model import ScoreModel, inference
-from .noise import TRAIN, Noise
+from .noise import TRAIN, Noise, seeded
 
 _BLOCK = 64  # steps whose times are computed at once
 _TIME, _EPS, _DROPOUT, _VALIDATION, _FIT = (TRAIN + (k << 8) for k in range(2, 7))  # streams of noise, after that of the order
@@ -102,7 +101,7 @@ class Trainer:
         self._last.clear()
         total = torch.zeros((), device=self.device)
         passes = np.array_split(self.ids, self.options["accumulate"])
-        with _seeded(_dropout_seed(self.seed, k, self.rank), self.device):
+        with seeded(_dropout_seed(self.seed, k, self.rank), self.device):
             for i, ids in enumerate(passes):
                 x0, t, eps, weight, cond = self._batch(k, ids)
                 last = self.world == 1 or i + 1 == len(passes)
@@ -175,7 +174,7 @@ class Trainer:
         weight, values = (self.weighting(model.sde, t) / density / self.scale).to(self.device), []
         index = source.order(np.arange(n), self.seed)
         key = _dropout_seed(self.seed, (1 << 40) + k, self.rank)  # for Datasets whose items are random
-        with inference(model), self._autocast(), _seeded(key, self.device):
+        with inference(model), self._autocast(), seeded(key, self.device):
             for ids in np.split(np.arange(n), range(len(self.ids), n, len(self.ids))):
                 x0, cond = source.batch(index[ids], ids, self.seed, _DRAW - 1, model, self.device)
                 eps = Noise(self.seed, ids, model.event_shape, x0.dtype, self.device).normal(_FIT + 1, k)
@@ -306,17 +305,6 @@ def agree_to_stop(caught: list[int], world: int, k: int, device: torch.device) -
     tensor = torch.tensor(signum, device=device)
     torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
     return int(tensor)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's generators, for dropout, and gives them back as they were."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.manual_seed(seed)
-        yield
 
 
 def _dropout_seed(seed: int, k: int, rank: int) -> int:

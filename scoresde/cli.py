@@ -37,6 +37,7 @@ from .errors import ConfigError, ScoreSDEError
 from .features import fit_features
 from .frontier import SOLVERS, format_table, frontier, without_nan
 from .model import NetworkModel, ScoreModel, count_evaluations
+from .noise import seeded
 from .reference import GaussianReference
 from .sampling import default_batch_size, sample
 
@@ -117,8 +118,7 @@ def _run_train(a: Any) -> None:
         if not {"t_min", "sigma_min"} & set(a.options["sde"]):
             sde = data.transform.adapt(sde)
     augment = None if a.augment is None else named(a.augment)
-    with torch.random.fork_rng(devices=[]):  # the seed is that of the initial weights too
-        torch.default_generator.manual_seed(a.seed)  # torch.manual_seed would seed all GPUs, too
+    with seeded(a.seed):  # the seed is that of the initial weights too
         net = _network(a, data.event_shape, data.classes if a.conditional else None, augment.labels if augment else 0)
     model = NetworkModel(net, sde, data.event_shape, a.parameterization, data.transform)
     size = sum(p.numel() for p in net.parameters())

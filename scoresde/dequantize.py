@@ -110,7 +110,7 @@ class Normal(Dequantizer):
     def draw(self, levels: Tensor, model: ScoreModel, seed: int, ids: np.ndarray, draw: int) -> tuple[Tensor, Tensor]:
         t = first_level(model)
         s = t.sigma / t.alpha
-        tau = self.transform.bin_width / (2 * s)
+        tau = self.transform.tails(t)
         inside = math.erf(tau / math.sqrt(2))  # the share of a normal distribution within the bin
         u = Noise(seed, ids, tuple(levels.shape[1:]), torch.float64).uniform(DEQUANTIZE, draw).to(levels.device)
         # uniform draws are multiples of 2^-24: from the middles of these the inverse is finite, and symmetric
@@ -122,8 +122,7 @@ class Normal(Dequantizer):
 
     def check(self, model: ScoreModel) -> None:
         t, bin_width = first_level(model), self.transform.bin_width
-        s = t.sigma / t.alpha
-        tau = bin_width / (2 * s)
+        s, tau = t.sigma / t.alpha, self.transform.tails(t)
         if tau < TAILS:
             cost = -math.log2(math.erf(tau / math.sqrt(2)))
             warnings.warn(

@@ -220,9 +220,9 @@ def _prior_part(x: Tensor, ends: _Ends) -> Tensor:
 def _diffusion(model: ScoreModel, x: Tensor, ends: _Ends, noise: Noise, draws: int) -> tuple[Tensor, Tensor]:
     """1/2 the integral of E|eps - eps_hat|^2 over the log-SNR, and the standard error of this estimate, (B,), in nats."""
     found = []
-    for j in range(draws):
-        u = replace(noise, event_shape=(1,), dtype=torch.float64).uniform(TIMES, j)[:, 0]
-        t, slope = _times(model.sde, (j + u) / draws, ends)
+    uniform = replace(noise, event_shape=(1,), dtype=torch.float64).uniform
+    u = torch.stack([(j + uniform(TIMES, j)[:, 0]) / draws for j in range(draws)])
+    for j, (t, slope) in enumerate(zip(*_times(model.sde, u, ends), strict=True)):
         eps = noise.normal(NOISE, j)
         level: Any = model.sde.level(t, x)
         x_t = like(level.alpha, x) * x + like(level.sigma, x) * eps
@@ -236,7 +236,7 @@ def _diffusion(model: ScoreModel, x: Tensor, ends: _Ends, noise: Noise, draws: i
 
 
 def _times(sde: SDE, u: Tensor, ends: _Ends) -> tuple[Tensor, Tensor]:
-    """Times (B,) of u in [0, 1), and the log-SNR that a unit of u is there."""
+    """Times of u in [0, 1), and the log-SNR that a unit of u is there, in the shape of u."""
     low, high = (2 * math.log(t.alpha / t.sigma) for t in (ends.last, ends.first))
     if ends.reference is None:
         snr, slope = low + (high - low) * u, torch.full_like(u, high - low)

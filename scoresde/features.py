@@ -24,7 +24,7 @@ from ._tensor import check_data, check_positive, check_positive_int
 from .data import Data
 from .errors import CheckpointCorrupt, CheckpointNotFound, ConfigError, NonFiniteError
 from .model import inference
-from .noise import TRAIN, check_seed
+from .noise import TRAIN, check_seed, seeded
 
 BATCH = 512  # samples at a time for features
 
@@ -164,8 +164,7 @@ def fit_features(
     size = min(check, n)
     total = max(200, min(600, 20 * n // size)) if steps is None else check_positive_int(steps, "steps")
     check_positive(lr, "lr")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(check_seed(seed) % (1 << 63))  # torch.manual_seed would seed all GPUs, too
+    with seeded(check_seed(seed) % (1 << 63)):
         extractor = FeatureExtractor(data.event_shape, data.classes or 0, features, width, data.name)
     optimizer = torch.optim.AdamW(extractor.parameters(), lr=lr, weight_decay=1e-2)
     per_epoch = max(1, n // size)

@@ -103,9 +103,8 @@ class _Density:
         solver = ReferenceSolver() if solver is None else solver
         if not isinstance(solver, ReferenceSolver):
             raise ConfigError(f"solver = {solver!r}, expected a ReferenceSolver: its steps are what is differentiated")
-        check_positive_int(steps, "steps")
         check_kind(divergence, probes, model.reference)
-        plan = _density.plan(dataclasses.replace(solver.bind(model, None), free=solver.free), model.sde, steps)
+        plan = _density.plan(model, solver, steps)
         return cls(model, plan, divergence, probes, _prior(prior, model, solver, plan.levels[-1]))
 
     def __call__(self, bound: ScoreModel, x: Tensor, noise: Noise) -> Tensor:
@@ -119,7 +118,7 @@ class _Density:
             log_prior = self.log_prior(_density.latent(self.plan, z).to(x.dtype)).double()
         if log_prior.shape != (len(x),):
             raise ConfigError(f"prior answered shape {tuple(log_prior.shape)}, expected log p of shape {(len(x),)}")
-        return log_prior + delta.mean(1) + (_density.log_volume(self.plan, end) - _density.log_volume(self.plan, first))
+        return log_prior + delta.mean(1) + _density.volume(self.plan)
 
 
 def log_prob_gradient(

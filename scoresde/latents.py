@@ -5,7 +5,6 @@ The map is one to one (2011.13456, section 4.3): ``decode(model, encode(model, x
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from .reference_solver import ReferenceSolver
 from .sampling import _bind, _check_model, default_batch_size, make_times, sample, solve
 from .solvers import Solver, check_solver
 
-STEPS = 40  # network calls each way, of ReferenceSolver
 ACCURATE = AdaptiveODE(rtol=1e-5, atol=1e-5)  # of a model without a reference
 
 
@@ -59,8 +57,7 @@ def encode(
     size = default_batch_size(model.event_shape) if batch_size is None else check_positive_int(batch_size, "batch_size")
     plan: Any = None
     if isinstance(solver, ReferenceSolver):
-        calls = STEPS if steps is None else check_positive_int(steps, "steps")
-        plan = _density.plan(dataclasses.replace(solver.bind(model, None), free=solver.free), model.sde, calls)
+        plan = _density.plan(model, solver, steps)
     else:
         levels = model.sde.levels(make_times(model.sde, solver, steps, None, model.sde.t_min).flip(0))
     out = torch.empty_like(x)
@@ -94,7 +91,7 @@ def decode(
     """
     _check_model(model)
     solver = _solver(model, solver)
-    steps = STEPS if steps is None and isinstance(solver, ReferenceSolver) else steps
+    steps = _density.STEPS if steps is None and isinstance(solver, ReferenceSolver) else steps
     return sample(
         model, x_init=z, solver=solver, steps=steps, t_end=model.sde.t_min, batch_size=batch_size, progress=progress, **cond
     )

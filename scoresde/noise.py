@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -317,3 +318,15 @@ def _tree_normals(noise: Noise, node: Tensor, stream: int) -> Tensor:
     radius = u.log_().mul_(-2.0).clamp_min_(0.0).sqrt_()
     values = torch.stack([angle.cos() * radius, angle.sin() * radius], -1).flatten(2)
     return values[..., :numbers].reshape(*node.shape, *noise.event_shape)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """torch's own generators seeded, for what knows no other (initial weights, dropout), and given back as they were: the CPU's, and
+    that of ``device`` if it is a CUDA one."""
+    cuda = device is not None and device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all GPUs, too
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield

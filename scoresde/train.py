@@ -30,6 +30,7 @@ from ._tensor import check_positive, check_positive_int
 from ._trainer import Trainer, agree, agree_to_stop, processes
 from .augment import Augmentation
 from .data import Data
+from .dequantize import first_level
 from .errors import ConfigError
 from .model import NetworkModel, ScoreModel
 from .noise import check_seed
@@ -210,8 +211,7 @@ def fit(
 
 def _check_blur(model: ScoreModel, transform: Transform) -> None:
     """Warns of a t_min at which the noise does not stay within a bin."""
-    first = model.sde.levels([model.sde.t_min])[0]
-    tails = transform.bin_width * first.alpha / (2 * first.sigma)
+    tails = transform.tails(first_level(model))
     if not 2 <= tails <= 20:
         warnings.warn(
             f"dequantization = 'normal', but at t_min half a bin is {tails:.3g} standard deviations of the noise, expected 2 to 20: "

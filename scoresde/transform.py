@@ -17,7 +17,7 @@ from torch import Tensor
 from ._tensor import check_positive, check_positive_int, check_shape
 from .errors import ConfigError, DTypeError
 from .noise import DEQUANTIZE, Noise, check_ids, check_seed
-from .sde import SDE
+from .sde import SDE, Level
 
 DEQUANTIZATIONS = ("uniform", "normal")
 
@@ -70,6 +70,15 @@ class Transform:
         """log |det dx/dk| of the map from k + u to x, in nats."""
         return dimensions * math.log(self.bin_width)
 
+    def tails(self, t: Level) -> float:
+        """Half a bin in standard deviations of the noise at a level, bin_width alpha/(2 sigma)."""
+        return self.bin_width * t.alpha / (2 * t.sigma)
+
+    def margin(self, dtype: torch.dtype) -> float:
+        """What rounding to dtype can move a value, in bins: so far off the edges the level of a value is sure, up to 1/2."""
+        rounding = torch.finfo(dtype).eps + 8 * torch.finfo(torch.float64).eps
+        return min(0.5, rounding * max(abs(self.low), abs(self.high)) / self.bin_width)
+
     def dequantize(
         self,
         levels: Tensor,
@@ -89,9 +98,7 @@ class Transform:
         """
         self.check_levels(levels)
         noise = Noise(check_seed(seed), check_ids(ids, len(levels)), tuple(levels.shape[1:]), torch.float64)
-        # off the edges of a bin by what rounding to dtype can move a value: quantize(dequantize(k)) is k, always
-        rounding = torch.finfo(dtype).eps + 8 * torch.finfo(torch.float64).eps
-        margin = min(0.5, rounding * max(abs(self.low), abs(self.high)) / self.bin_width)
+        margin = self.margin(dtype)
         u = noise.uniform(DEQUANTIZE, draw).to(levels.device).clamp(margin, 1 - margin)
         x = self.low + (levels.double() + u) * self.bin_width
         return x.to(device=device, dtype=dtype)

@@ -49,7 +49,7 @@ from .errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, C
 from .loss import stratify
 from .model import ScoreModel, inference
 from .nets import with_waves
-from .noise import Noise, check_seed
+from .noise import Noise, check_seed, seeded
 from .sampling import _bind, _check_model
 from .transform import Transform
 from .tuning import frozen
@@ -166,9 +166,7 @@ class VariationalDequantizer(Dequantizer):
         alpha, transform = first_level(model).alpha, self.transform
         with torch.no_grad():
             u, log_q = unit_noise(self.net, k, e)
-        # off the edges by what rounding to the dtype of x can move a value
-        rounding = torch.finfo(model.dtype).eps + 8 * torch.finfo(torch.float64).eps
-        margin = min(0.5, rounding * max(abs(transform.low), abs(transform.high)) / transform.bin_width)
+        margin = transform.margin(model.dtype)
         x = alpha * (transform.low + (k + u.clamp(margin, 1 - margin)) * transform.bin_width)
         log_q = log_q - levels[0].numel() * math.log(alpha * transform.bin_width)
         return x.to(model.device, model.dtype), log_q.to(model.device)
@@ -321,8 +319,7 @@ def fit_dequantizer(
     blocks = min(check_positive_int(steps, "steps"), BLOCKS)
     check_seed(seed)
     _bind(model, cond, np.arange(n), n, model.device)  # for its checks
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed % (1 << 63))
+    with seeded(seed % (1 << 63)):
         net = BinFlow(model.event_shape, transform.levels, width, depth, couplings).to(model.device, model.dtype)
     first, last = model.sde.levels([model.sde.t_min, model.sde.t_max])
     ends = _Ends(first, last, model.reference, None)

@@ -535,7 +535,7 @@ def test_dropout_is_on_in_training_and_differs_between_steps():
     assert len(seeds) == 600
     masks = []
     for seed in (1, 2, 1):
-        with _trainer._seeded(seed, torch.device("cpu")):
+        with _trainer.seeded(seed, torch.device("cpu")):
             masks.append(torch.rand(5))
     assert torch.equal(masks[0], masks[2])
     assert not torch.equal(masks[0], masks[1])

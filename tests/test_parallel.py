@@ -158,7 +158,7 @@ def test_bad_inputs(bad):
 
 def test_log_prob_is_told_what_it_takes():
     model = sd.ExactModel(two_modes(), sd.VPSDE())
-    with pytest.raises(sd.errors.ConfigError, match="log_prob needs"):
+    with pytest.raises(sd.errors.ConfigError, match="log p needs"):
         sd.log_prob(model, torch.zeros(2, 2, dtype=torch.float64), solver=sd.Picard())
 
 

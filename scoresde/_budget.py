@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from . import _density
+from ._tensor import check_positive_int
 from ._traces import Traces
+from .errors import ConfigError
 from .model import ScoreModel
 from .reference_solver import ReferenceSolver, model_reference
 from .sde import Level
@@ -27,6 +29,17 @@ def coarser(solver: Solver, steps: int | None) -> tuple[Solver, int | None, floa
         return found, steps, 1.0
     steps = getattr(solver, "default_steps", Solver.default_steps) if steps is None else steps
     return (solver, steps // 2, 1.0) if steps > 1 else None
+
+
+def finer(solver: Solver, steps: int | None, check_steps: Any, check: int) -> tuple[Solver, int, float]:
+    """The same solver with more steps, as ``coarser``: its own error is taken for 0. Raises ConfigError unless that makes sense."""
+    if hasattr(solver, "rtol"):
+        raise ConfigError(f"check_steps = {check_steps!r} and {solver!r}, which chooses its own steps: leave check_steps out")
+    default = _density.STEPS if isinstance(solver, ReferenceSolver) else getattr(solver, "default_steps", Solver.default_steps)
+    steps, more = default if steps is None else steps, check_positive_int(check_steps, "check_steps")
+    if more <= steps or not check:
+        raise ConfigError(f"check_steps = {more} with steps = {steps} and check = {check}: expected more steps, for a check of 1 or more")
+    return solver, more, -1.0
 
 
 def cut(model: ScoreModel, x: Tensor, first: Level, traces: Traces) -> Tensor:
@@ -90,6 +103,21 @@ def known(x: Tensor) -> float:
 def mean_error(x: Tensor) -> float:
     """The standard error of the mean of x (B,); NaN of a single one."""
     return float(x.std() / math.sqrt(len(x))) if len(x) > 1 else math.nan
+
+
+def corrected(value: Tensor, error: Tensor) -> tuple[float, float]:
+    """The mean of values (B,) without their errors, known of m of them (NaN for the others), and its standard error.
+
+    A two-level estimate, mean of all values less mean of the known errors: its variance is var(v)/B + var(e)/m - 2 cov(v, e)/B
+    (Giles 2008, Multilevel Monte Carlo path simulation, Operations Research 56(3); there with other samples on the second level).
+    """
+    some = ~error.isnan()
+    e, v = error[some], value[some]
+    if len(e) < 2:
+        return mean(value) - mean(e), math.nan
+    covariance = float(((v - v.mean()) * (e - e.mean())).sum() / (len(e) - 1))
+    variance = float(value.var()) / len(value) + float(e.var()) / len(e) - 2 * covariance / len(value)
+    return mean(value) - mean(e), math.sqrt(max(variance, 0.0))
 
 
 def root_sum(x: Tensor) -> float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -128,7 +128,22 @@ def plan(model: ScoreModel, solver: ReferenceSolver, steps: int | None) -> Plan:
     # one interval beyond the last node, never gone: it brings the last correction
     correct, predict = adams_weights([*w, 2 * w[-1] - w[-2]], k, 0 if solver.corrector is False else k + 1)
     slopes = [clock.slope(t) for t in levels]
+    if len(clock.parts) > 1 and k > 2 and solver.corrector is not False:
+        predict = _cautious(Clock(clock.parts[:1]), levels, slopes, k)
     return Plan(reference, levels, slopes, correct, predict, quadrature(w, 4), free, k + 1)
+
+
+def _cautious(clock: Clock, levels: list[Level], slopes: list[float], k: int) -> list[list[float]]:
+    """Weights of predictions for models of bare levels, whose F is rougher than k nodes of few calls resolve: the mean of the orders k and
+    k - 1, whose errors are of opposite sign, with F a polynomial in the clock of one part, where it has no corner at the detail."""
+    tau = [clock.time(t) for t in levels]
+    tau.append(2 * tau[-1] - tau[-2])
+    ratio = [clock.slope(t) / slope for t, slope in zip(levels, slopes, strict=True)]
+    pairs = zip(*(adams_weights(tau, order, 0)[1] for order in (k, k - 1)), strict=True)
+    return [
+        [(a + b) / 2 * r for a, b, r in zip_longest(high, low, ratio[i::-1][: len(high)], fillvalue=0.0)]
+        for i, (high, low) in enumerate(pairs)
+    ]
 
 
 def quadrature(w: Sequence[float], n: int) -> list[float]:

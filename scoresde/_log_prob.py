@@ -56,7 +56,7 @@ class LogProb:
         mismatch: how much log p would change if the prior had the mean and covariance that the model's reference has at t_max; or,
             without one or for the prior "reference", the mean and variance of these latents (NaN for a prior of your own).
         discretization: estimate of the error of the time steps in log p of the first ``check`` samples, from a solve with half of
-            them (a third of the difference for ``ReferenceSolver``, all of it for others); NaN for the rest.
+            them (a third of the difference for ``ReferenceSolver``, all of it for others) or with ``check_steps``; NaN for the rest.
         cut: estimate of log p of the data without the blur of sigma(t_min), less log p, to first order in sigma^2; of the same.
         check_nfe: network calls for these two.
         settings: what all this was computed with.
@@ -86,10 +86,11 @@ class LogProb:
         s = abs(scale)
         checked = self.discretization[~self.discretization.isnan()]
         some = f"estimated on {len(checked)} samples" if len(checked) else "not estimated, check = 0"
+        by = f"measured with {self.settings['check_steps']} steps" if "check_steps" in self.settings else "by half the steps"
         return (
             Term("data", s * mean_error(self.log_prob), "standard error over the samples (of dequantization and probes too)"),
             Term("probes", s * root_sum(self.std_error), f"standard error of the trace: {self.settings['divergence']}"),
-            Term("time steps", s * abs(mean(checked)), f"error of the solver by half the steps, {some}"),
+            Term("time steps", s * abs(mean(checked)), f"error of the solver {by}, {some}"),
             Term("  one sample", s * mean(checked.abs()), "the same, mean absolute error of a single sample"),
             Term("prior", scale * known(self.mismatch), "change of the mean if the prior had the moments of the data at t_max"),
             Term("cut", scale * known(self.cut), f"change of the mean without the blur of sigma(t_min), {some}"),
@@ -135,6 +136,7 @@ def log_prob(
     ids: Iterable[int] | Tensor | None = None,
     batch_size: int | None = None,
     check: int = 0,
+    check_steps: int | None = None,
     check_scale: bool = True,
     progress: bool = False,
     out: str | os.PathLike[str] | None = None,
@@ -165,6 +167,8 @@ def log_prob(
             so log p depends on batch mates within the tolerance; with all others it does not.
         check: on how many samples, the first ones, to estimate the errors of the time steps and of the cut at t_min, at half of
             their cost again. ``report()`` of the result shows the whole budget.
+        check_steps: a number of steps, larger than ``steps``, to solve the checked samples with instead of half of ``steps``: the error
+            of the time steps is then measured and not extrapolated.
         check_scale: refuse x far outside the range of the model's transform.
         progress: show a progress bar; with ``out`` or ``share`` also the mean so far.
         out: a file, or a folder for its ``rows.jsonl``, to which every finished batch is added; the same call goes on where it
@@ -182,7 +186,7 @@ def log_prob(
             log p is NaN for these, and a warning names them.
     """
     given: dict[str, Any] = {"solver": solver, "steps": steps, "divergence": divergence, "probes": probes, "prior": prior}
-    how = method(model, x, seed=seed, batch_size=batch_size, check=check, **given)
+    how = method(model, x, seed=seed, batch_size=batch_size, check=check, check_steps=check_steps, **given)
     if check_scale:
         _check_scale(x, getattr(model, "transform", None))
     id_array = check_ids(ids, len(x))
@@ -267,7 +271,7 @@ class Method(NamedTuple):
     solver: Solver
     size: int
     run: Run
-    coarse: tuple[Run, float] | None  # at half of the resolution, and how many times larger its error is at least, less 1
+    coarse: tuple[Run, float] | None  # at another resolution, and how many times larger its error is at least, less 1
     log_prior: Callable[[Tensor], Tensor]
     prior: Any
     divergence: str
@@ -288,6 +292,7 @@ def method(
     seed: int = 0,
     batch_size: int | None = None,
     check: int = 0,
+    check_steps: int | None = None,
 ) -> Method:
     """Checks the arguments of ``log_prob``, and raises as it does."""
     _check_model(model)
@@ -303,6 +308,8 @@ def method(
     if isinstance(check, bool) or not isinstance(check, int) or check < 0:
         raise ConfigError(f"check = {check!r}, expected a number of samples, 0 for none")
     run, other = _run(model, solver, steps), _budget.coarser(solver, steps) if check else None
+    if check_steps is not None:
+        other = _budget.finer(solver, steps, check_steps, check)
     coarse = None if other is None else (_run(model, *other[:2]), other[2])
     settings = settings_of(model, x) | {
         "solver": repr(solver),
@@ -314,6 +321,8 @@ def method(
         "t_max": model.sde.t_max,
         "seed": seed,
     }
+    if check_steps is not None:
+        settings["check_steps"] = check_steps
     return Method(solver, size, run, coarse, log_prior, prior, divergence, probes, seed, settings)
 
 

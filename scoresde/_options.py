@@ -162,6 +162,7 @@ OPTIONS: dict[str, _Options] = {
         ("--prior", {"choices": ["standard", "reference"], "default": "standard", "help": "N(0, sigma^2 I), or the moments of data"}),
         ("--bound", {"type": int, "metavar": "N", "help": "the variational bound too, by N times and noises a sample (none)"}),
         ("--check", {"type": int, "default": 32, "metavar": "N", "help": "samples on which to estimate the errors of steps and cut (32)"}),
+        ("--check_steps", {"type": int, "metavar": "N", "help": "N > steps to solve these with, to measure what steps err"}),
         ("--probes", {"type": int, "default": 1, "metavar": "N", "help": "of the estimate; 2 or more give its standard error (1)"}),
         ("--out", {"metavar": "FILE", "help": "a .json file for the result and all settings; beside it .rows.jsonl, to go on from"}),
         ("--overwrite", {"action": "store_true", "help": "start anew, every time, whatever is beside FILE: it does not go on"}),

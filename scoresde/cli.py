@@ -216,7 +216,8 @@ def _run_nll(a: Any) -> None:
     x = x if a.n is None else x[: check_positive_int(a.n, "n")]
     cond = {"label": labels[: len(x)]} if labels is not None and _classes_of(model) else {}
     how = {"solver": solver, "steps": a.steps, "divergence": a.divergence, "probes": a.probes, "seed": a.seed}
-    how |= {"batch_size": a.batch_size, "progress": a.progress, "check": a.check, "prior": None if a.prior == "standard" else a.prior}
+    how |= {"batch_size": a.batch_size, "progress": a.progress, "check": a.check, "check_steps": a.check_steps}
+    how |= {"prior": None if a.prior == "standard" else a.prior}
     how |= {"out": None if a.out is None else Path(a.out).with_suffix(".rows.jsonl"), "overwrite": a.overwrite, "share": True}
     how |= cond
     start = time.perf_counter()
@@ -225,6 +226,8 @@ def _run_nll(a: Any) -> None:
         b = likelihood.bits_per_dim(model, x, data.transform, dequantizations=a.dequantizations, **how)
         result: dict[str, Any] = {"bits_per_dim": b.mean, "std_error": b.std_error, "dequantization_std": b.dequantization_std}
         result |= {"probe_std_error": b.probe_std_error, "network_calls": b.nfe}
+        if a.check_steps is not None:
+            result |= {"corrected": b.corrected, "corrected_std_error": b.corrected_std_error}
         report, line = b.report(), f"{b.mean:.4f} +- {b.std_error:.4f} bits/dim"
     else:
         r = likelihood.log_prob(model, x.to(model.device, model.dtype), **how)

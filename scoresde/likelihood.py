@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._budget import corrected
 from ._digest import digest
 from ._log_prob import LogProb, _check_scale, evaluate, identity, log_prob, mean, mean_error, method, root_sum
 from ._shards import pack, run, unpack
@@ -45,6 +46,8 @@ class BitsPerDim:
         settings: what the figure was computed with, for a report.
         terms: the error budget, see ``report``.
         check_nfe: network calls for those terms that need some.
+        corrected, corrected_std_error: with ``check_steps``, the mean less the error of the time steps that was measured on ``check``
+            samples, and its standard error (NaN without).
     """
 
     mean: float
@@ -56,6 +59,8 @@ class BitsPerDim:
     settings: dict[str, Any]
     terms: tuple[Term, ...] = ()
     check_nfe: int = 0
+    corrected: float = math.nan
+    corrected_std_error: float = math.nan
 
     def report(self) -> Report:
         """The mean with its error budget: a table to print, ``to_json`` to keep, ``compare`` to compare."""
@@ -76,6 +81,7 @@ def bits_per_dim(
     seed: int = 0,
     ids: Iterable[int] | Tensor | None = None,
     check: int = CHECK,
+    check_steps: int | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     share: bool = False,
@@ -99,6 +105,8 @@ def bits_per_dim(
             draws there are (1509.00519), for divergence="exact": random traces would bias it.
         seed, ids, solver, steps, **arguments: as for ``log_prob``.
         check: samples for the estimates of some errors, see ``log_prob``; in the first draw.
+        check_steps: see ``log_prob``; the result then has ``corrected``, the mean as these steps would give it: few steps on all
+            samples and many on the first ``check``, which should be like the rest, as those of a shuffled test set are.
         out, overwrite: a file, or a folder for its ``rows.jsonl``, to which every finished batch is added, with all its draws; the
             same call goes on where it stopped, whatever stopped it, and one with other arguments is refused. With ``overwrite``
             a call starts anew every time, whatever is there, and goes on with nothing.
@@ -135,7 +143,7 @@ def bits_per_dim(
     if "x" in cond or "model" in cond:
         raise ConfigError("a condition is named x or model, as are arguments of the network's own: give it another name there and here")
     x, _ = dequantizer.draw(levels[:1], model, seed, id_array[:1], 0)
-    how = method(model, x, seed=seed, check=check, **arguments)
+    how = method(model, x, seed=seed, check=check, check_steps=check_steps, **arguments)
     _bind(model, cond, np.arange(n), n, model.device)  # for its checks
     settings = how.settings | {
         "dequantization": dequantizer.name + (f", importance-weighted, {K} draws" if importance_weighted else ""),
@@ -181,6 +189,11 @@ def bits_per_dim(
     probe_std_error = abs(scale) * math.sqrt(sum(root_sum(r.std_error) ** 2 for r in results) / K)
     within = root_sum(scale * ratio.std(0)) / math.sqrt(K) if K > 1 and not importance_weighted else math.nan
     data, probes, *biases = results[0].terms(scale)
+    better = (math.nan, math.nan)
+    if check_steps is not None and not importance_weighted:
+        better = corrected(per_sample, scale * results[0].discretization.cpu())
+        note = f": {better[0]:.4f} +- {better[1]:.4f} without it"
+        biases = [term._replace(what=term.what + note) if term.name == "time steps" else term for term in biases]
     if not dequantizer.blur:
         biases = [term if term.name != "cut" else NO_CUT for term in biases]
     nfe, vjp = sum(r.nfe for r in results), sum(r.vjp for r in results)
@@ -199,4 +212,6 @@ def bits_per_dim(
             *biases,
         ),
         check_nfe=sum(r.check_nfe for r in results),
+        corrected=better[0],
+        corrected_std_error=better[1],
     )

@@ -72,7 +72,7 @@ def test_the_detail_makes_likelihoods_of_bare_levels_cheap(sde):
     errors = {}
     for detail in (None, transform.bin_width / 4):
         reference = dataclasses.replace(model.reference, detail=detail, width=2.0)
-        for calls in (20, 40):
+        for calls in (20, 30, 40):
             r = sd.log_prob(
                 model,
                 x,
@@ -82,7 +82,8 @@ def test_the_detail_makes_likelihoods_of_bare_levels_cheap(sde):
                 prior=lambda x: model.log_prob(x, model.sde.t_max),
             )
             errors[detail is not None, calls] = float(((r.log_prob - exact) / (3 * math.log(2))).square().mean().sqrt())
-    assert errors[True, 40] < 0.012
+    assert errors[True, 30] < 0.03  # 0.046 and 0.008 with predictions of order 4 in the clock of two parts
+    assert errors[True, 40] < 0.004
     assert errors[True, 20] < 0.6 * errors[False, 20]
     assert errors[True, 40] < 0.15 * errors[False, 40]
 

@@ -14,6 +14,7 @@ import torch
 from problems import SDES, correlated_mixture, marginal_sample, name, two_modes
 
 import scoresde as sd
+from scoresde import _budget
 from scoresde.report import Report
 
 ConfigError = sd.errors.ConfigError
@@ -52,6 +53,64 @@ def test_prior_mismatch_without_a_reference_is_that_of_the_latents():
     model_free = sd.log_prob(model, x, solver=sd.Heun(), steps=40, divergence="exact")
     assert model_free.report().term("prior") == pytest.approx(r.report().term("prior"), rel=0.1)
     assert r.report().term("prior") == pytest.approx(4 * 0.5 * (10 / 20) ** 2, rel=0.15)
+
+
+def test_the_error_of_few_steps_is_measured_with_many():
+    """Of 600 samples with 20 steps of Euler, 100 are solved with 80 too: what that changes is known, and mends the mean of all."""
+    target = two_modes()
+    model = sd.ExactModel(target, sd.VPSDE())
+    levels = levels_of(target, 600)
+    few, many = (
+        {"solver": sd.Euler(), "steps": steps, "divergence": "exact", "batch_size": 600} for steps in (20, 80)
+    )
+    b = sd.bits_per_dim(model, levels, T16, check=100, check_steps=80, **few)
+    c = sd.bits_per_dim(model, levels, T16, check=0, **many)
+    change = b.per_sample - c.per_sample
+    assert abs(change.mean()) > 0.01  # a case where it matters
+    assert b.report().term("time steps") == pytest.approx(abs(float(change[:100].mean())), rel=1e-9)
+    assert b.corrected == pytest.approx(b.mean - float(change[:100].mean()), abs=1e-12)
+    assert abs(b.corrected - c.mean) < 3 * float(change.std()) / math.sqrt(100)
+    assert abs(b.corrected - c.mean) < 0.3 * abs(b.mean - c.mean)
+    assert f"{b.corrected:.4f} +- {b.corrected_std_error:.4f} without it" in b.report().table()
+    assert b.check_nfe >= 80
+    assert math.isnan(c.corrected)
+    nats = sd.log_prob(model, target.sample(50), check=20, check_steps=80, **few)
+    exact = sd.log_prob(model, target.sample(50), **many)
+    assert torch.allclose(nats.discretization[:20], (nats.log_prob - exact.log_prob)[:20], atol=1e-9)
+    assert nats.discretization[20:].isnan().all()
+
+
+@pytest.mark.parametrize("slope", [-1.0, 0.0, 2.0])
+def test_the_error_of_a_corrected_mean(slope):
+    """Its standard error is the standard deviation over 2,000 data sets, where errors go with the values and where they do not."""
+    g = torch.Generator().manual_seed(0)
+    means, errors = [], []
+    for _ in range(2000):
+        truth = torch.randn(300, generator=g, dtype=torch.float64)
+        error = slope * truth + 0.7 + torch.randn(300, generator=g, dtype=torch.float64)
+        error[30:], value = math.nan, truth + error
+        mean, std_error = _budget.corrected(value, error)
+        means.append(mean)
+        errors.append(std_error)
+    spread = torch.tensor(means)
+    assert abs(spread.mean()) < 4 * spread.std() / math.sqrt(2000)
+    assert float(spread.std()) == pytest.approx(sum(errors) / 2000, rel=0.07)  # 1.6 % is the error of either
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"steps": 20, "check_steps": 20, "check": 8}, "more steps"),
+        ({"check_steps": 40, "check": 8}, "more steps"),
+        ({"steps": 20, "check_steps": 80, "check": 0}, "check of 1 or more"),
+        ({"steps": 20, "check_steps": 80.5, "check": 8}, "check_steps"),
+        ({"solver": sd.AdaptiveODE(), "check_steps": 80, "check": 8}, "its own steps"),
+    ],
+    ids=str,
+)
+def test_a_check_that_makes_no_sense(how, says):
+    with pytest.raises(ConfigError, match=says):
+        sd.bits_per_dim(small_model(), levels_of(correlated_mixture(3), 4), T16, **how)
 
 
 @pytest.mark.parametrize("sde", [sd.VPSDE(t_min=1e-3), sd.RectifiedFlow(t_min=0.01), sd.EDMSDE(sigma_min=0.02)], ids=name)

@@ -43,7 +43,7 @@ from ._tensor import check_positive, check_positive_int, check_shape, like
 from ._trainer import Schedule
 from .checkpoint import arguments, check_weights
 from .data import Data
-from .dequantize import Dequantizer, first_level
+from .dequantize import Dequantizer, first_level, warn_of_bare_levels
 from .elbo import _Ends, _expected_error, _prior_part, _reference_error, _reference_integral, _times
 from .errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, ConfigError, ShapeError, TrainingDiverged
 from .loss import stratify
@@ -155,9 +155,10 @@ class VariationalDequantizer(Dequantizer):
         return digest(self.net.config, self.net.state_dict(), self.transform)
 
     def check(self, model: ScoreModel) -> None:
-        """Raises ShapeError for a model of other events."""
+        """Raises ShapeError for a model of other events, and warns of one of bare levels."""
         if self.net.event_shape != tuple(model.event_shape):
             raise ShapeError(f"a dequantizer for events of shape {self.net.event_shape}, but the model's is {model.event_shape}")
+        warn_of_bare_levels(model)
 
     def draw(self, levels: Tensor, model: ScoreModel, seed: int, ids: np.ndarray, draw: int) -> tuple[Tensor, Tensor]:
         check_shape(levels, self.net.event_shape, "levels")

@@ -190,3 +190,15 @@ def test_too_much_noise_for_the_bins_is_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sd.bits_per_dim(sd.ExactModel(smooth_mixture(), T8.adapt(sd.VPSDE())), levels, T8, **how)
+
+
+def test_a_model_of_bare_levels_and_noise_that_it_has_not_seen():
+    levels = torch.zeros(2, 2, dtype=torch.int64)
+    model = sd.ExactModel(smooth_mixture(), T8.adapt(sd.VPSDE()))
+    model.transform = replace(T8, dequantization="normal")
+    how = {"solver": sd.Heun(), "steps": 2, "check": 0}
+    with pytest.warns(UserWarning, match="has hardly seen the rest"):
+        sd.bits_per_dim(model, levels, T8, dequantization="uniform", **how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sd.bits_per_dim(model, levels, T8, **how)

@@ -30,7 +30,8 @@ from .reference_solver import CENTER, ReferenceSolver, adams_weights, hides_data
 from .sde import SDE, Level
 
 STEPS = 40  # network calls when not told how many
-DETAIL, DETAIL_WIDTH = 0.5, 0.7  # share of the nodes for where levels come apart, and how wide that is in log-SNR
+# where levels come apart: share of the nodes, center in units of the reference's ``detail``, width in log-SNR
+DETAIL, DETAIL_CENTER, DETAIL_WIDTH = 0.5, 1.15, 0.7
 FREE_UP_TO = 20  # calls: with more, moments from data would err more at t_max than the steps do
 
 
@@ -56,7 +57,7 @@ class Clock:
         center, width = CENTER * reference.scale, width or reference.width
         if reference.detail is None:
             return cls(((1.0, center, width),))
-        return cls(((1 - DETAIL, center, width), (DETAIL, reference.detail, DETAIL_WIDTH)))
+        return cls(((1 - DETAIL, center, width), (DETAIL, DETAIL_CENTER * reference.detail, DETAIL_WIDTH)))
 
     def time(self, t: Level) -> float:
         """w of a level."""

@@ -439,10 +439,10 @@ def test_row(work, error, message, box):
         raise RuntimeError("this run should be one of python -O")
 
     def late(signum, frame):
-        raise TimeoutError("5 seconds")
+        raise TimeoutError("60 seconds")  # enough for a busy machine: this is against hanging
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(5)
+    signal.alarm(60)
     try:
         with pytest.raises(error) as caught:
             work(box)
@@ -475,7 +475,7 @@ def test_the_whole_table_under_python_O():
     """Where ``assert`` statements are not executed: those of torchdiffeq among them."""
     command = [sys.executable, "-O", "-m", "pytest", __file__, "-k", "test_row", "-p", "no:cacheprovider", "--tb=short"]
     environment = {**os.environ, "SCORESDE_TABLE_OPTIMIZED": "1"}
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert f"{len(CASES)} passed" in done.stdout
 

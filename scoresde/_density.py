@@ -30,8 +30,8 @@ from .reference_solver import CENTER, ReferenceSolver, adams_weights, hides_data
 from .sde import SDE, Level
 
 STEPS = 40  # network calls when not told how many
-# where levels come apart: share of the nodes, center in units of the reference's ``detail``, width in log-SNR
-DETAIL, DETAIL_CENTER, DETAIL_WIDTH = 0.5, 1.15, 0.7
+DETAIL, DETAIL_WIDTH = 0.5, 0.7  # share of the nodes for where levels come apart, and how wide that is in log-SNR
+LOWER = 2 / 3  # share of the lower of two orders in their predictions
 FREE_UP_TO = 20  # calls: with more, moments from data would err more at t_max than the steps do
 
 
@@ -57,7 +57,7 @@ class Clock:
         center, width = CENTER * reference.scale, width or reference.width
         if reference.detail is None:
             return cls(((1.0, center, width),))
-        return cls(((1 - DETAIL, center, width), (DETAIL, DETAIL_CENTER * reference.detail, DETAIL_WIDTH)))
+        return cls(((1 - DETAIL, center, width), (DETAIL, reference.detail, DETAIL_WIDTH)))
 
     def time(self, t: Level) -> float:
         """w of a level."""
@@ -135,14 +135,14 @@ def plan(model: ScoreModel, solver: ReferenceSolver, steps: int | None) -> Plan:
 
 
 def _cautious(clock: Clock, levels: list[Level], slopes: list[float], k: int) -> list[list[float]]:
-    """Weights of predictions for models of bare levels, whose F is rougher than k nodes of few calls resolve: the mean of the orders k and
+    """Weights of predictions for models of bare levels, whose F is rougher than k nodes of few calls resolve: a mean of the orders k and
     k - 1, whose errors are of opposite sign, with F a polynomial in the clock of one part, where it has no corner at the detail."""
     tau = [clock.time(t) for t in levels]
     tau.append(2 * tau[-1] - tau[-2])
     ratio = [clock.slope(t) / slope for t, slope in zip(levels, slopes, strict=True)]
     pairs = zip(*(adams_weights(tau, order, 0)[1] for order in (k, k - 1)), strict=True)
     return [
-        [(a + b) / 2 * r for a, b, r in zip_longest(high, low, ratio[i::-1][: len(high)], fillvalue=0.0)]
+        [((1 - LOWER) * a + LOWER * b) * r for a, b, r in zip_longest(high, low, ratio[i::-1][: len(high)], fillvalue=0.0)]
         for i, (high, low) in enumerate(pairs)
     ]
 

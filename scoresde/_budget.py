@@ -19,24 +19,27 @@ from .sde import Level
 from .solvers import Solver
 
 
+def steps_of(solver: Solver, steps: int | None) -> int:
+    """What ``steps`` means for a solver with fixed steps: None is its own number."""
+    if steps is not None:
+        return steps
+    return _density.STEPS if isinstance(solver, ReferenceSolver) else getattr(solver, "default_steps", Solver.default_steps)
+
+
 def coarser(solver: Solver, steps: int | None) -> tuple[Solver, int | None, float] | None:
     """A solver at half of the resolution, its steps, and how many times larger its error is at least, less 1."""
-    if isinstance(solver, ReferenceSolver):
-        steps = _density.STEPS if steps is None else steps
-        return (solver, steps // 2, 3.0) if steps > 1 else None
     if hasattr(solver, "rtol") and hasattr(solver, "atol"):
         found: Any = dataclasses.replace(solver, rtol=10 * solver.rtol, atol=10 * solver.atol)  # type: ignore[type-var]
         return found, steps, 1.0
-    steps = getattr(solver, "default_steps", Solver.default_steps) if steps is None else steps
-    return (solver, steps // 2, 1.0) if steps > 1 else None
+    steps = steps_of(solver, steps)
+    return (solver, steps // 2, 3.0 if isinstance(solver, ReferenceSolver) else 1.0) if steps > 1 else None
 
 
 def finer(solver: Solver, steps: int | None, check_steps: Any, check: int) -> tuple[Solver, int, float]:
     """The same solver with more steps, as ``coarser``: its own error is taken for 0. Raises ConfigError unless that makes sense."""
     if hasattr(solver, "rtol"):
         raise ConfigError(f"check_steps = {check_steps!r} and {solver!r}, which chooses its own steps: leave check_steps out")
-    default = _density.STEPS if isinstance(solver, ReferenceSolver) else getattr(solver, "default_steps", Solver.default_steps)
-    steps, more = default if steps is None else steps, check_positive_int(check_steps, "check_steps")
+    steps, more = steps_of(solver, steps), check_positive_int(check_steps, "check_steps")
     if more <= steps or not check:
         raise ConfigError(f"check_steps = {more} with steps = {steps} and check = {check}: expected more steps, for a check of 1 or more")
     return solver, more, -1.0

@@ -307,9 +307,12 @@ def method(
     log_prior = _prior(prior, model, solver, model.sde.levels([model.sde.t_max])[0])
     if isinstance(check, bool) or not isinstance(check, int) or check < 0:
         raise ConfigError(f"check = {check!r}, expected a number of samples, 0 for none")
-    run, other = _run(model, solver, steps), _budget.coarser(solver, steps) if check else None
+    run = _run(model, solver, steps)
+    other: tuple[Solver, int | None, float] | None = None
     if check_steps is not None:
         other = _budget.finer(solver, steps, check_steps, check)
+    elif check:
+        other = _budget.coarser(solver, steps)
     coarse = None if other is None else (_run(model, *other[:2]), other[2])
     settings = settings_of(model, x) | {
         "solver": repr(solver),

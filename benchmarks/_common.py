@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from scoresde.frontier import without_nan
+from scoresde.core.encoding import without_nan
 
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # problems.py holds the targets with known answers

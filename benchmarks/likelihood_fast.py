@@ -24,8 +24,8 @@ from _common import table, write
 from problems import SDES, correlated_mixture, marginal_sample, name
 
 import scoresde as sd
-from scoresde import _traces
-from scoresde.dequantize import resolve
+from scoresde.likelihood import traces
+from scoresde.likelihood.dequantize import resolve
 
 CALLS = (8, 12, 16, 20, 24, 40)
 POINTS = {2: 256, 16: 96, 24: 48, 64: 16}
@@ -97,9 +97,9 @@ def variance_rows(run: str | None) -> list[dict[str, Any]]:
             std = spread(model, x, seeds, divergence=kind, probes=probes, **how)
             row: dict[str, Any] = {"target": label, "divergence": kind, "vjps": probes, "std": std}
             if probes == 1 and kind == "hutchinson":
-                share, _traces.CONTROL["hutchinson"] = _traces.CONTROL["hutchinson"], 0.0
+                share, traces.CONTROL["hutchinson"] = traces.CONTROL["hutchinson"], 0.0
                 row["std_without_control"] = spread(model, x, seeds, divergence=kind, **how)
-                _traces.CONTROL["hutchinson"] = share
+                traces.CONTROL["hutchinson"] = share
             rows.append(row)
         print(table([{**row, "std_without_control": row.get("std_without_control", "")} for row in rows[-6:]]), flush=True)
     return rows

@@ -1,72 +1,111 @@
-"""scoresde: continuous-time score SDEs. Any SDE, any solver, likelihoods with error bars, quality against compute."""
+"""scoresde: continuous-time score SDEs. Any SDE, any solver, likelihoods with error bars, quality against compute.
 
-# ruff: noqa: E402
-import gc
+The names below are the public ones. What most programs need is imported at once, the rest at its first use: a name is looked up in
+the folder that ``_HOMES`` gives for it.
+"""
+
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
-# what an import makes is no garbage, but to look for some among torch's objects takes a tenth of a second, more than all of the rest
-_collecting = gc.isenabled()
-gc.disable()
-
-from . import augment, data, errors, features, grid, loss, metrics, nets, noise, parameterization, plot
-from .adapters import TorchDiffEq, TorchSDE
-from .adaptive import AdaptiveODE, AdaptiveSDE
-from .check import check_sde
-from .checkpoint import load, save
-from .dequantize import Dequantizer
-from .elbo import elbo
-from .errors import ScoreSDEError
-from .exact import ExactModel, GaussianMixture
-from .frontier import Frontier, frontier
-from .likelihood import bits_per_dim, compare, log_prob
-from .model import NetworkModel, ScoreModel, count_evaluations
-from .multistep import DEIS, AdamsBashforth, DPMSolverPP, UniPC
-from .parallel import Picard
-from .recipe import Recipe
-from .reference import GaussianReference
-from .reference_solver import ReferenceScheme, ReferenceSolver
-from .sampling import sample, trajectory
-from .sde import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
-from .solvers import (
+from scoresde import errors, nets
+from scoresde.errors import ScoreSDEError
+from scoresde.models import (
+    ExactModel,
+    GaussianMixture,
+    GaussianReference,
+    NetworkModel,
+    ScoreModel,
+    count_evaluations,
+    parameterization,
+)
+from scoresde.sdes import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE, check_sde, grid
+from scoresde.solvers import (
     DDIM,
+    DEIS,
     RK4,
+    AdamsBashforth,
+    AdaptiveODE,
+    AdaptiveSDE,
     Ancestral,
+    Corrector,
+    DPMSolverPP,
+    EDMStochastic,
     Euler,
     EulerMaruyama,
     Heun,
     Langevin,
+    Picard,
     PredictorCorrector,
+    Recipe,
+    ReferenceScheme,
+    ReferenceSolver,
+    Restart,
     ReverseDiffusion,
+    SASolver,
     Solver,
+    StochasticExponential,
+    TorchDiffEq,
+    TorchSDE,
+    UniPC,
 )
-from .stochastic import EDMStochastic, Restart, SASolver, StochasticExponential
-from .train import fit
-from .transform import Transform
-
-if _collecting:
-    gc.enable()
 
 if TYPE_CHECKING:
-    from .gradients import differentiable_log_prob, fine_tune, log_prob_gradient
-    from .importance import importance_weights
-    from .latents import decode, encode, interpolate, round_trip_error
-    from .tuning import tune
-    from .variational import VariationalDequantizer, fit_dequantizer
+    from scoresde import data, plot
+    from scoresde.checkpoints import load, save
+    from scoresde.core import noise
+    from scoresde.data import Transform, augment
+    from scoresde.evaluation import features, metrics
+    from scoresde.evaluation.frontier import Frontier, frontier
+    from scoresde.likelihood import (
+        Dequantizer,
+        VariationalDequantizer,
+        bits_per_dim,
+        compare,
+        differentiable_log_prob,
+        elbo,
+        log_prob,
+        log_prob_gradient,
+    )
+    from scoresde.sampling import (
+        decode,
+        encode,
+        importance_weights,
+        interpolate,
+        round_trip_error,
+        sample,
+        trajectory,
+        tune,
+    )
+    from scoresde.training import fine_tune, fit, fit_dequantizer, loss
 
-_LATER = {  # imported at their first use: what few programs need should cost none of them time
-    *("differentiable_log_prob", "fine_tune", "log_prob_gradient", "importance_weights"),
-    *("decode", "encode", "interpolate", "round_trip_error", "VariationalDequantizer", "fit_dequantizer", "tune"),
+_HOMES = {  # imported at the first use of a name: what few programs need should cost none of them time
+    "": ("data", "plot"),
+    "checkpoints": ("load", "save"),
+    "core": ("noise",),
+    "data": ("Transform", "augment"),
+    "evaluation": ("features", "metrics"),
+    "evaluation.frontier": ("Frontier", "frontier"),
+    "likelihood": (
+        *("Dequantizer", "VariationalDequantizer", "bits_per_dim", "compare", "differentiable_log_prob"),
+        *("elbo", "log_prob", "log_prob_gradient"),
+    ),
+    "sampling": ("decode", "encode", "importance_weights", "interpolate", "round_trip_error", "sample", "trajectory", "tune"),
+    "training": ("fine_tune", "fit", "fit_dequantizer", "loss"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        from . import gradients, importance, latents, tuning, variational
-
-        for module in (gradients, importance, latents, tuning, variational):
-            if hasattr(module, name):
-                return getattr(module, name)
+    for home, names in _HOMES.items():
+        if name in names:
+            folder = _import_module(f"{__name__}.{home}".rstrip("."))
+            value = vars(folder)[name] if name in vars(folder) else _import_module(f"{folder.__name__}.{name}")
+            globals()[name] = value  # the next look is an ordinary one
+            return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __version__ = "0.1.0"
@@ -84,6 +123,7 @@ __all__ = [
     "AdaptiveODE",
     "AdaptiveSDE",
     "Ancestral",
+    "Corrector",
     "CosineSDE",
     "DPMSolverPP",
     "Dequantizer",

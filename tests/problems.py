@@ -12,6 +12,49 @@ import scoresde as sd
 SDES = (sd.VPSDE(), sd.SubVPSDE(), sd.VESDE(), sd.CosineSDE(), sd.EDMSDE(), sd.RectifiedFlow())
 
 
+B0, B1, SMIN, SMAX = 0.1, 20.0, 0.01, 50.0
+PI = math.pi
+
+
+def beta(t):
+    return B0 + (B1 - B0) * t
+
+
+def B(t):
+    return B0 * t + (B1 - B0) * t * t / 2
+
+
+# (alpha, sigma, f, g^2), from the papers, in a form of our own: exp where the package has expm1, cos where it has sin, ...
+CLOSED = {
+    "VPSDE": (
+        lambda t: (-B(t) / 2).exp(),
+        lambda t: (2 * (B(t) / 2).sinh() * (-B(t) / 2).exp()).sqrt(),
+        lambda t: -beta(t) / 2,
+        beta,
+    ),
+    "SubVPSDE": (
+        lambda t: (-B(t) / 2).exp(),
+        lambda t: 2 * (B(t) / 2).sinh() * (-B(t) / 2).exp(),
+        lambda t: -beta(t) / 2,
+        lambda t: beta(t) * 2 * B(t).sinh() * (-B(t)).exp(),
+    ),
+    "VESDE": (
+        torch.ones_like,
+        lambda t: SMIN ** (1 - t) * SMAX**t,
+        torch.zeros_like,
+        lambda t: SMIN ** (2 - 2 * t) * SMAX ** (2 * t) * 2 * math.log(SMAX / SMIN),
+    ),
+    "CosineSDE": (
+        lambda t: (PI * t / 2).cos(),
+        lambda t: (PI * t / 2).sin(),
+        lambda t: -PI / 2 * (PI * t / 2).tan(),
+        lambda t: PI * (PI * t / 2).tan(),
+    ),
+    "EDMSDE": (torch.ones_like, lambda t: t, torch.zeros_like, lambda t: 2 * t),
+    "RectifiedFlow": (lambda t: 1 - t, lambda t: t, lambda t: -1 / (1 - t), lambda t: 2 * t / (1 - t)),
+}
+
+
 def name(sde: sd.SDE) -> str:
     return type(sde).__name__
 

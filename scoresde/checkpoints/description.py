@@ -1,0 +1,143 @@
+"""What a checkpoint says of a model: class names and arguments, and how a model is built from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde import nets, sdes
+from scoresde.checkpoints.format import MAX_SIZE
+from scoresde.core import faces
+from scoresde.core.encoding import arguments, check_weights, plain
+from scoresde.data.transform import Transform
+from scoresde.errors import CheckpointMismatch, ConfigError
+from scoresde.models.network import NetworkModel
+from scoresde.models.reference import GaussianReference
+from scoresde.sdes.base import SDE
+
+if TYPE_CHECKING:
+    from scoresde.checkpoints.format import Checkpoint
+    from scoresde.models.base import ScoreModel
+    from scoresde.models.parameterization import Parameterization
+
+_PARAMETERIZATIONS = ("x0", "eps", "score", "v", "edm")
+
+
+def with_reference(
+    model: ScoreModel, tensors: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any]
+) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+    """What ``write`` takes, and the model's Gaussian reference with it, if it has one of its own."""
+    r = model.reference
+    if r is None or r.exact:
+        return dict(tensors), dict(config)
+    how = {"kind": r.kind, "width": r.width} | ({} if r.detail is None else {"detail": r.detail})
+    return {**tensors, "reference": r.tensors()}, {**config, "reference": how}
+
+
+def read_reference(found: Checkpoint) -> GaussianReference | None:
+    """Takes the Gaussian reference out of what was read."""
+    tensors: Any = found.tensors.pop("reference", None)  # type: ignore[arg-type]
+    if tensors is None:
+        return None
+    try:
+        return GaussianReference(**tensors, **found.config["reference"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointMismatch(f"{found.path}: its reference cannot be made: {error}") from error
+
+
+def describe(model: ScoreModel) -> dict[str, Any]:
+    """What a model is, as JSON: class names and arguments."""
+    out: dict[str, Any] = {
+        "class": type(model).__name__,
+        "event_shape": list(model.event_shape),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "sde": {"class": type(model.sde).__name__, "args": arguments(model.sde)},
+    }
+    if isinstance(model, NetworkModel):
+        config = getattr(model.net, "config", None)
+        out["net"] = {"class": type(model.net).__name__, "args": plain(config) if isinstance(config, Mapping) else None}
+        out["parameterization"] = name_of(model.parameterization)
+        out["transform"] = arguments(model.transform)
+    return out
+
+
+def name_of(function: Any) -> str:
+    """The name that a function is known by in a config; a string is its own, and a dataclass tells its fields."""
+    if dataclasses.is_dataclass(function) and not isinstance(function, type):
+        return repr(function)
+    return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+
+
+def check_same(saved: Mapping[str, Any], requested: Mapping[str, Any], path: Path, prefix: str = "") -> None:
+    """Compares two descriptions. Raises CheckpointMismatch with the first field that differs and both its values."""
+    for key in sorted({*saved, *requested} - {"transform"}):
+        a, b, name = saved.get(key), requested.get(key), prefix + key
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            check_same(a, b, path, f"{name}.")
+        elif a != b:
+            raise CheckpointMismatch(
+                f"{path}: {name} is {a!r} in the checkpoint, but {b!r} was requested: give the same, or another path"
+            )
+
+
+def build_model(
+    saved: Mapping[str, Any],
+    net: nn.Module | None,
+    sde: SDE | None,
+    parameterization: str | Parameterization | None,
+    weights: Mapping[str, Tensor],
+    path: Path,
+) -> NetworkModel:
+    """The NetworkModel that a config describes, with some weights. Names resolve among scoresde's own classes only."""
+    if saved["class"] != "NetworkModel":
+        raise ConfigError(
+            f"{path}: holds a {saved['class']}, which scoresde cannot build: make one and give it, load(path, model=...)"
+        )
+    if sde is None:
+        sde = _make(_own_class(saved["sde"], sdes, SDE, "sde", path), saved["sde"]["args"], "sde", path)
+    if parameterization is None:
+        parameterization = saved["parameterization"]
+        if parameterization not in _PARAMETERIZATIONS:
+            raise ConfigError(
+                f"{path}: its parameterization {parameterization!r} is not one of scoresde's: "
+                "give yours, load(path, parameterization=...)"
+            )
+    if net is None:
+        cls, args, dtype = _own_class(saved["net"], nets, nn.Module, "net", path), saved["net"]["args"], saved["dtype"]
+        _check_sizes(args, path)
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn, to be overwritten
+            with torch.device("meta"):  # shapes first: a few bytes of JSON must not make us allocate terabytes
+                outline = _make(cls, args, "net", path).to(getattr(torch, dtype)).state_dict()
+            check_weights(weights, {f"net.{key}": tensor for key, tensor in outline.items()}, path)
+            net = _make(cls, args, "net", path).to(getattr(torch, dtype))
+    transform = None if saved["transform"] is None else _make(Transform, saved["transform"], "transform", path)
+    return NetworkModel(net, sde, tuple(saved["event_shape"]), parameterization, transform)  # type: ignore[arg-type]
+
+
+def _own_class(entry: Mapping[str, Any], package: ModuleType, base: type[Any], field: str, path: Path) -> type:
+    """One of the classes that a folder of scoresde offers. Raises ConfigError."""
+    cls = faces.own(package, base).get(entry["class"])
+    if cls is None or entry["args"] is None:
+        name = entry["class"]
+        raise ConfigError(f"{path}: its {field} is a {name}, which is not one of scoresde's: give yours, load(path, {field}=...)")
+    return cls
+
+
+def _make(cls: type, args: Mapping[str, Any], field: str, path: Path) -> Any:
+    try:
+        return cls(**args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointMismatch(f"{path}: {field} = {cls.__name__}(**{args}) cannot be made: {error}") from error
+
+
+def _check_sizes(value: Any, path: Path) -> None:
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        _check_sizes(item, path)
+    if isinstance(value, int) and abs(value) > MAX_SIZE:
+        raise CheckpointMismatch(f"{path}: a size of {value} in net.args, expected at most {MAX_SIZE}")

@@ -1,0 +1,189 @@
+"""Bits per dimension of integer levels, with their error budget; and log p, see ``_log_prob``."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.digest import digest
+from scoresde.core.noise import check_ids, check_seed
+from scoresde.core.pieces import pack, run, unpack
+from scoresde.errors import ConfigError
+from scoresde.likelihood.budget import corrected, mean, mean_error, root_sum
+from scoresde.likelihood.dequantize import resolve
+from scoresde.likelihood.method import check_data_scale, identity, method
+from scoresde.likelihood.ode import evaluate
+from scoresde.likelihood.report import Term, fingerprint
+from scoresde.likelihood.results import BitsPerDim, LogProb
+from scoresde.models.base import check_model, check_same_kind
+from scoresde.models.conditions import check_conditions, check_lengths, slice_cond
+
+if TYPE_CHECKING:
+    from scoresde.data.transform import Transform
+    from scoresde.likelihood.dequantize import Dequantizer
+    from scoresde.models.base import ScoreModel
+    from scoresde.solvers.base import Solver
+
+CHECK = 32  # samples on which the errors of the time steps and of the cut at t_min are estimated
+
+NO_CUT = Term("cut", 0.0, "none: this is a bound on the discrete data")
+
+
+def bits_per_dim(
+    model: ScoreModel,
+    levels: Tensor,
+    transform: Transform | None = None,
+    *,
+    dequantizations: int = 1,
+    dequantization: str | Dequantizer | None = None,
+    importance_weighted: bool = False,
+    solver: Solver | None = None,
+    steps: int | None = None,
+    divergence: str = "hutchinson",
+    probes: int = 1,
+    prior: Callable[[Tensor], Tensor] | str | None = None,
+    seed: int = 0,
+    ids: Iterable[int] | Tensor | None = None,
+    batch_size: int | None = None,
+    check: int = CHECK,
+    check_steps: int | None = None,
+    check_scale: bool = True,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    share: bool = False,
+    progress: bool = False,
+    **cond: Any,
+) -> BitsPerDim:
+    """Bits per dimension of integer levels: E[log q(x|k) - log p(x)]/(D ln 2) over draws x of a dequantizer q, see ``dequantize``.
+
+    An upper bound, in expectation over the draws, on the bits per dimension of the discrete data (1511.01844). For uniform noise it
+    is nll/(D ln 2) + log2 K - log2(high - low), nll in nats of the dequantized sample.
+
+    Args:
+        model: a ScoreModel of the transform's model space.
+        levels: integers (B, *event_shape) in 0..K-1.
+        transform: the data's ``Transform``; it carries K and the range, so there is no offset to type. None: that of a dequantizer.
+        dequantizations: draws for each sample, each a function of (seed, sample id, draw).
+        dequantization: "uniform" noise over each bin; "normal", the diffusion's own noise at t_min around the middle of each bin;
+            or a ``Dequantizer``. None is what the model was trained for: ``model.transform.dequantization``. ("importance" is
+            "uniform", importance weighted.)
+        importance_weighted: the log of the mean of p/q over the draws instead of the mean of the log, a tighter bound the more
+            draws there are (1509.00519), for divergence="exact": random traces would bias it.
+        solver, steps, divergence, probes, prior, seed, ids, batch_size, check_scale, **cond: as for ``log_prob``.
+        check: samples for the estimates of some errors, see ``log_prob``; in the first draw.
+        check_steps: see ``log_prob``; the result then has ``corrected``, the mean as these steps would give it: few steps on all
+            samples and many on the first ``check``, which should be like the rest, as those of a shuffled test set are.
+        out, overwrite: a file, or a folder for its ``rows.jsonl``, to which every finished batch is added, with all its draws; the
+            same call goes on where it stopped, whatever stopped it, and one with other arguments is refused. With ``overwrite``
+            a call starts anew every time, whatever is there, and goes on with nothing.
+        share: under ``torchrun`` (or where torch.distributed is at work) all processes call this with the same arguments; each
+            batch is computed by one of them, and all return the whole: one that calls alone waits for the others. False: this
+            process alone.
+        progress: show a progress bar, with the mean so far.
+
+    Raises:
+        ConfigError: no transform, levels outside 0..K-1, an unknown dequantization, a condition that is named x; ``out`` holds work
+            with other arguments.
+        DTypeError: levels that are no integers.
+        Otherwise as ``log_prob``.
+    """
+    check_model(model)
+    check_conditions(model.conditions, cond, bits_per_dim)
+    if dequantization == "importance":
+        dequantization, importance_weighted = "uniform", True
+    dequantizer = resolve(dequantization, model, transform)
+    transform = dequantizer.transform
+    transform.check_levels(levels)
+    K = check_positive_int(dequantizations, "dequantizations")
+    if importance_weighted and divergence != "exact":
+        raise ConfigError(
+            "importance-weighted dequantization needs divergence = 'exact': the mean of p over draws is too large by the variance "
+            "of random traces, and would no longer be a bound"
+        )
+    dequantizer.check(model)
+    id_array = check_ids(ids, len(levels))
+    check_seed(seed)
+    scale = -1 / (levels[0].numel() * math.log(2))
+    n = len(levels)
+    scale_range = model.transform if check_scale else None
+    x, _ = dequantizer.draw(levels[:1], model, seed, id_array[:1], 0)
+    given: dict[str, Any] = {"solver": solver, "steps": steps, "divergence": divergence, "probes": probes, "prior": prior}
+    how = method(model, x, seed=seed, batch_size=batch_size, check=check, check_steps=check_steps, **given)
+    check_lengths(cond, n)
+    settings = how.settings | {
+        "dequantization": dequantizer.name + (f", importance-weighted, {K} draws" if importance_weighted else ""),
+        "draws": K,
+        "levels": transform.levels,
+        "data": fingerprint([levels]),
+        "samples": n,
+    }
+
+    def piece(rows: np.ndarray) -> dict[str, Any]:
+        records = []
+        index = torch.from_numpy(rows)
+        some = slice_cond(cond, lambda v: v[index.to(v.device)], n)
+        for draw in range(K):
+            x, log_q = dequantizer.draw(levels[index.to(levels.device)], model, seed, id_array[rows], draw)
+            few = 0 if draw else min(max(check - int(rows[0]), 0), len(rows))
+            check_same_kind(model, check_data(x, model.event_shape))
+            check_data_scale(x, scale_range)
+            r = evaluate(model, x, how, id_array[rows], few, some)
+            records.append(r.to_record() | {"log_q": pack(log_q.tolist())})
+        return {"draws": records}
+
+    def bits(ratio: Tensor) -> Tensor:
+        """Of log p/q, (draws, B)."""
+        return scale * (ratio.logsumexp(0) - math.log(K) if importance_weighted else ratio.mean(0))
+
+    def so_far(record: dict[str, Any]) -> list[float]:
+        log_p, log_q = (
+            torch.tensor([unpack(r[name]) for r in record["draws"]], dtype=torch.float64) for name in ("log_prob", "log_q")
+        )
+        return bits(log_p - log_q).tolist()
+
+    decisive: dict[str, Any] = {}
+    if out is not None or share:
+        decisive = identity(model, how._replace(settings=settings), id_array, check, cond) | {"dequantizer": digest(dequantizer)}
+    keep: dict[str, Any] = {"out": out, "overwrite": overwrite, "share": share, "show": progress}
+    records = run(piece, id_array, how.size, decisive, values=so_far, **keep)
+    results = [LogProb.join([r["draws"][draw] for r in records], settings, x) for draw in range(K)]
+    log_q = [[v for r in records for v in unpack(r["draws"][draw]["log_q"])] for draw in range(K)]
+    ratio = torch.stack([r.log_prob for r in results]).cpu() - torch.tensor(log_q, dtype=torch.float64)
+    per_sample = bits(ratio)
+    # the same probes serve every draw, so their error does not average out over draws
+    probe_std_error = abs(scale) * math.sqrt(sum(root_sum(r.std_error) ** 2 for r in results) / K)
+    within = root_sum(scale * ratio.std(0)) / math.sqrt(K) if K > 1 and not importance_weighted else math.nan
+    data, probe, *biases = results[0].terms(scale)
+    better = (math.nan, math.nan)
+    if check_steps is not None and not importance_weighted:
+        better = corrected(per_sample, scale * results[0].discretization.cpu())
+        note = f": {better[0]:.4f} +- {better[1]:.4f} without it"
+        biases = [term._replace(what=term.what + note) if term.name == "time steps" else term for term in biases]
+    if not dequantizer.blur:
+        biases = [term if term.name != "cut" else NO_CUT for term in biases]
+    nfe, vjp = sum(r.nfe for r in results), sum(r.vjp for r in results)
+    return BitsPerDim(
+        mean=mean(per_sample),
+        std_error=mean_error(per_sample),
+        per_sample=per_sample,
+        nfe=nfe,
+        dequantization_std=abs(scale) * float(ratio.mean(1).std()) if K > 1 else math.nan,
+        probe_std_error=probe_std_error,
+        settings=settings | {"nfe": nfe, "vjp": vjp},
+        terms=(
+            data._replace(value=mean_error(per_sample)),
+            Term("dequantization", within, f"standard error over {K} draws for each sample"),
+            probe._replace(value=probe_std_error),
+            *biases,
+        ),
+        check_nfe=sum(r.check_nfe for r in results),
+        corrected=better[0],
+        corrected_std_error=better[1],
+    )

@@ -1,0 +1,181 @@
+"""What a likelihood was measured with and how sure it is: a table to quote, JSON with every setting, and honest comparisons."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.errors import ConfigError
+
+SAME = ("unit", "dequantization", "levels", "weights", "bound")  # what two figures must share to be compared
+
+CONFIDENCE = 1.96  # standard errors on either side: 95 % of a normal distribution
+
+
+class Term(NamedTuple):
+    """One line of an error budget: value in the unit of the report (NaN: not known) and what it says."""
+
+    name: str
+    value: float
+    what: str
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """A mean with its error budget. ``print(report)`` is the table.
+
+    Attributes:
+        value: the mean over samples, in ``unit``.
+        std_error: its standard error over the samples.
+        unit: "bits/dim" or "nats".
+        terms: the error budget.
+        settings: everything that the value was computed with.
+        per_sample: the value of each sample.
+    """
+
+    value: float
+    std_error: float
+    unit: str
+    terms: tuple[Term, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    per_sample: tuple[float, ...] = ()
+
+    def term(self, name: str) -> float:
+        """The value of a term. Raises ConfigError if there is none of this name."""
+        for term in self.terms:
+            if term.name == name:
+                return term.value
+        raise ConfigError(f"no term {name!r} in this report, expected one of {', '.join(t.name for t in self.terms)}")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the mean over the distribution of the data."""
+        return self.value - CONFIDENCE * self.std_error, self.value + CONFIDENCE * self.std_error
+
+    def __repr__(self) -> str:
+        used = "; ".join(f"{k} {v}" for k, v in self.settings.items() if not isinstance(v, (dict, list)))
+        return f"{self.table()}\n{used}"
+
+    def table(self) -> str:
+        """The mean and its error budget as text."""
+        low, high = self.interval
+        rows = [("mean", f"{self.value:.5f}", f"{self.settings.get('samples', len(self.per_sample))} samples, {self.unit}")]
+        rows += [("95 % interval", f"{low:.4f} .. {high:.4f}", "1.96 standard errors over the samples, all below but the biases in it")]
+        rows += [(t.name, "-" if math.isnan(t.value) else f"{t.value:.2g}", t.what) for t in self.terms]
+        widths = [max(len(row[j]) for row in rows) for j in range(2)]
+        return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c}" for a, b, c in rows)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON of everything, NaN as null; written to a file if one is named."""
+        content = {"value": self.value, "std_error": self.std_error, "interval": list(self.interval), "unit": self.unit}
+        terms = [{"name": t.name, "value": t.value, "what": t.what} for t in self.terms]
+        text = json.dumps(_plain(content | {"terms": terms, "settings": self.settings, "per_sample": list(self.per_sample)}), indent=1)
+        if path is not None:
+            Path(path).write_text(text + "\n")
+        return text
+
+    @classmethod
+    def from_json(cls, text: str | Path) -> Report:
+        """Of what ``to_json`` gave: its text, or the path of its file. Raises ConfigError for anything else."""
+        try:
+            found = json.loads(text.read_text() if isinstance(text, Path) else text)
+            number = lambda v: math.nan if v is None else float(v)
+            terms = tuple(Term(t["name"], number(t["value"]), t["what"]) for t in found["terms"])
+            per_sample = tuple(number(v) for v in found["per_sample"])
+            return cls(number(found["value"]), number(found["std_error"]), found["unit"], terms, found["settings"], per_sample)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"this is no report of scoresde ({error!r}): expected what Report.to_json() gave") from None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """a - b: the difference of two means, with its standard error; paired where both are of the same samples."""
+
+    difference: float
+    std_error: float
+    paired: bool
+    unit: str
+
+    def __str__(self) -> str:
+        kind = "paired" if self.paired else "unpaired"
+        if self.std_error:
+            z = self.difference / self.std_error
+        else:  # the same difference for every sample: none at all for a figure and itself
+            z = math.copysign(math.inf, self.difference) if self.difference else 0.0
+        return f"{self.difference:+.4f} +- {self.std_error:.4f} {self.unit} ({kind}, z = {z:.2f})"
+
+
+def compare(a: Any, b: Any) -> Comparison:
+    """The difference a - b of two likelihoods: results of ``bits_per_dim``, ``log_prob`` or ``elbo``, or their ``report()``.
+
+    Of the same samples the difference is taken sample by sample, which has a much smaller standard error.
+
+    Raises:
+        ConfigError: figures that do not mean the same: another unit, dequantization or number of levels, a bound and a value, averaged
+            weights and raw ones.
+    """
+    first, second = (r if isinstance(r, Report) else r.report() for r in (a, b))
+    left, right = (r.settings | {"unit": r.unit} for r in (first, second))
+    different = [f"{key}: {left.get(key)!r} against {right.get(key)!r}" for key in SAME if left.get(key) != right.get(key)]
+    if different:
+        raise ConfigError(f"these two figures do not mean the same ({'; '.join(different)}): measure both in the same way")
+    difference = first.value - second.value
+    data = left.get("data")
+    if data is not None and data == right.get("data") and len(first.per_sample) == len(second.per_sample) > 1:
+        d = torch.tensor(first.per_sample, dtype=torch.float64) - torch.tensor(second.per_sample, dtype=torch.float64)
+        return Comparison(difference, float(d.std()) / math.sqrt(len(d)), True, first.unit)
+    return Comparison(difference, math.hypot(first.std_error, second.std_error), False, first.unit)
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Sixteen hexadecimal digits that tell some tensors from others: of their dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def settings_of(model: Any, data: Tensor) -> dict[str, Any]:
+    """What a report says of a model, of the data and of the machine."""
+    reference = getattr(model, "reference", None)
+    weights = getattr(model, "weights", "averaged")  # what ``fit`` leaves and ``load`` gives
+    return {
+        "samples": len(data),
+        "dimensions": data[0].numel(),
+        "data": fingerprint([data]),
+        "model": fingerprint(model.state_dict().values()) if isinstance(model, nn.Module) else None,
+        "weights": weights if isinstance(weights, str) else "averaged",
+        "sde": repr(model.sde),
+        "reference": None if reference is None else repr(reference),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "versions": {name: _version(name) for name in ("scoresde", "torch", "numpy")} | {"python": platform.python_version()},
+    }
+
+
+@functools.cache
+def _version(name: str) -> str:
+    """The version of a package, looked up once."""
+    from importlib.metadata import version
+
+    return version(name)
+
+
+def _plain(value: Any) -> Any:
+    """The same of what JSON knows: NaN and infinity are null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

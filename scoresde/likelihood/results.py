@@ -1,0 +1,178 @@
+"""What likelihoods answer: values, their parts and their errors."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde.core import pieces
+from scoresde.likelihood import budget
+from scoresde.likelihood.budget import known, mean, mean_error, root_sum
+from scoresde.likelihood.report import Report, Term
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """log p of samples, in nats, with its parts; tensors are float64 of shape (B,).
+
+    Attributes:
+        log_prob: prior + delta.
+        prior: log density of the latent under the prior.
+        delta: the integral of the divergence of the velocity from t_min to t_max.
+        latent: the end of each path at t_max, (B, *event_shape), in the dtype of x.
+        std_error: standard error of delta over the trace probes; 0 for the exact trace, NaN for a single probe (unknown).
+        nfe: network calls, counted, over all batches.
+        vjp: vector-Jacobian products, counted.
+        mismatch: how much log p would change if the prior had the mean and covariance that the model's reference has at t_max; or,
+            without one or for the prior "reference", the mean and variance of these latents (NaN for a prior of your own).
+        discretization: estimate of the error of the time steps in log p of the first ``check`` samples, from a solve with half of
+            them (a third of the difference for ``ReferenceSolver``, all of it for others) or with ``check_steps``; NaN for the rest.
+        cut: estimate of log p of the data without the blur of sigma(t_min), less log p, to first order in sigma^2; of the same.
+        check_nfe: network calls for these two.
+        settings: what all this was computed with.
+        sums: (B, 2), where the mismatch is that of the latents: what is needed of them, see ``_budget``.
+    """
+
+    log_prob: Tensor
+    prior: Tensor
+    delta: Tensor
+    latent: Tensor
+    std_error: Tensor
+    nfe: int
+    vjp: int
+    mismatch: Tensor
+    discretization: Tensor
+    cut: Tensor
+    check_nfe: int
+    settings: dict[str, Any]
+    sums: Tensor = field(default_factory=lambda: torch.empty((0, 2), dtype=torch.float64), repr=False)
+
+    def report(self) -> Report:
+        """The mean over samples, in nats, with its error budget."""
+        return Report(mean(self.log_prob), mean_error(self.log_prob), "nats", self.terms(), self.settings, tuple(self.log_prob.tolist()))
+
+    def terms(self, scale: float = 1.0) -> tuple[Term, ...]:
+        """The error budget of the mean of scale times log p."""
+        s = abs(scale)
+        checked = self.discretization[~self.discretization.isnan()]
+        some = f"estimated on {len(checked)} samples" if len(checked) else "not estimated, check = 0"
+        by = f"measured with {self.settings['check_steps']} steps" if "check_steps" in self.settings else "by half the steps"
+        return (
+            Term("data", s * mean_error(self.log_prob), "standard error over the samples (of dequantization and probes too)"),
+            Term("probes", s * root_sum(self.std_error), f"standard error of the trace: {self.settings['divergence']}"),
+            Term("time steps", s * abs(mean(checked)), f"error of the solver {by}, {some}"),
+            Term("  one sample", s * mean(checked.abs()), "the same, mean absolute error of a single sample"),
+            Term("prior", scale * known(self.mismatch), "change of the mean if the prior had the moments of the data at t_max"),
+            Term("cut", scale * known(self.cut), f"change of the mean without the blur of sigma(t_min), {some}"),
+        )
+
+    def to_record(self, latents: bool = False) -> dict[str, Any]:
+        """Plain JSON of everything but the settings, and with or without the latents."""
+        record: dict[str, Any] = {name: pieces.pack(getattr(self, name).tolist()) for name in COLUMNS}
+        if latents:
+            record["latent"] = base64.b64encode(self.latent.cpu().flatten().view(torch.uint8).numpy().tobytes()).decode()
+        return record | {name: getattr(self, name) for name in COUNTS}
+
+    @classmethod
+    def join(cls, records: Sequence[dict[str, Any]], settings: dict[str, Any], like: Tensor) -> LogProb:
+        """Of the records of all pieces, in order. ``like``: a tensor of the samples' event shape, dtype and device."""
+        rows = {name: [v for r in records for v in pieces.unpack(r[name])] for name in COLUMNS}
+        columns = {name: like.new_tensor(row, dtype=torch.float64) for name, row in rows.items()}
+        columns["sums"] = columns["sums"].view(-1, 2)
+        if len(columns["sums"]):
+            columns["mismatch"] = budget.mismatch_of_all(columns["sums"], like[0].numel())
+        counts: dict[str, int] = {name: sum(r[name] for r in records) for name in COUNTS}
+        numbers = b"".join(base64.b64decode(r.get("latent", "")) for r in records)
+        flat = torch.frombuffer(bytearray(numbers), dtype=like.dtype) if numbers else torch.empty(0, dtype=like.dtype)
+        latent = flat.to(like.device).view(-1, *like.shape[1:])
+        settings = settings | {"nfe": counts["nfe"], "vjp": counts["vjp"]}
+        return cls(latent=latent, settings=settings, **columns, **counts)  # type: ignore[arg-type]
+
+COLUMNS = ("log_prob", "prior", "delta", "std_error", "mismatch", "discretization", "cut", "sums")
+
+COUNTS = ("nfe", "vjp", "check_nfe")
+
+
+@dataclass(frozen=True)
+class Elbo:
+    """A variational bound: in bits per dimension of integer levels an upper one, in nats of floats a lower one on log p.
+
+    Attributes:
+        mean: over samples, in ``unit``.
+        std_error: of the mean over samples, of the draws of time and noise too.
+        per_sample: (B,) float64.
+        prior, diffusion, reconstruction: means of the three parts of the bound on -log p, in nats a sample.
+        draw_std_error: standard error of the mean over the draws of time and noise alone.
+        unit: "bits/dim" or "nats".
+        nfe: network calls, counted, over all batches.
+        settings: what it was computed with.
+    """
+
+    mean: float
+    std_error: float
+    per_sample: Tensor
+    prior: float
+    diffusion: float
+    reconstruction: float
+    draw_std_error: float
+    unit: str
+    nfe: int
+    settings: dict[str, Any]
+
+    def report(self) -> Report:
+        """The bound with its parts and standard errors: a table to print, ``to_json`` to keep."""
+        terms = (
+            Term("data", self.std_error, "standard error over the samples (of time and noise too)"),
+            Term("draws", self.draw_std_error, f"standard error over {self.settings['draws']} times and noises a sample"),
+            Term("prior part", self.prior, "KL at t_max, nats a sample"),
+            Term("diffusion part", self.diffusion, "nats a sample"),
+            Term("reconstruction part", self.reconstruction, f"at t_min ({self.settings['reconstruction']}), nats a sample"),
+        )
+        return Report(self.mean, self.std_error, self.unit, terms, self.settings, tuple(self.per_sample.tolist()))
+
+    def __str__(self) -> str:
+        return f"bound {self.mean:.4f} +- {self.std_error:.4f} {self.unit} ({len(self.per_sample)} samples)"
+
+
+@dataclass(frozen=True)
+class BitsPerDim:
+    """Bits per dimension of integer levels.
+
+    Attributes:
+        mean: over samples and dequantization draws.
+        std_error: of the mean over samples.
+        per_sample: (B,) float64, the mean over dequantization draws for each (importance weighted: the log of the mean).
+        nfe: network calls, counted, over all batches and draws.
+        dequantization_std: standard deviation of the mean over dequantization draws (NaN for one).
+        probe_std_error: standard error of the mean over trace probes (0: exact trace, NaN: a single probe).
+        settings: what the figure was computed with, for a report.
+        terms: the error budget, see ``report``.
+        check_nfe: network calls for those terms that need some.
+        corrected, corrected_std_error: with ``check_steps``, the mean less the error of the time steps that was measured on ``check``
+            samples, and its standard error (NaN without).
+    """
+
+    mean: float
+    std_error: float
+    per_sample: Tensor
+    nfe: int
+    dequantization_std: float
+    probe_std_error: float
+    settings: dict[str, Any]
+    terms: tuple[Term, ...] = ()
+    check_nfe: int = 0
+    corrected: float = math.nan
+    corrected_std_error: float = math.nan
+
+    def report(self) -> Report:
+        """The mean with its error budget: a table to print, ``to_json`` to keep, ``compare`` to compare."""
+        return Report(self.mean, self.std_error, "bits/dim", self.terms, self.settings, tuple(self.per_sample.tolist()))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} +- {self.std_error:.4f} bits/dim ({len(self.per_sample)} samples, {self.settings})"

@@ -1,0 +1,45 @@
+r"""Exact models: Gaussian mixtures stay Gaussian mixtures under every SDE, so their score and density are known at all times.
+
+If x_0 is a mixture of N(m_k, C_k) with weights w_k, then x_t is a mixture of N(alpha m_k, alpha^2 C_k + sigma^2 I) with the same
+weights. Computed in float64, whatever the dtype of x.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from scoresde.core.checks import check_data
+from scoresde.models.base import ScoreModel
+from scoresde.models.reference import GaussianReference
+
+if TYPE_CHECKING:
+    from scoresde.models.mixture import GaussianMixture
+    from scoresde.sdes.base import SDE
+
+
+class ExactModel(ScoreModel):
+    """The exact score model of a target whose marginals are known: a ground truth for solvers, likelihoods and guidance.
+
+    Args:
+        target: a ``GaussianMixture``, or any module with ``event_shape``, ``posterior(x, alpha, sigma)`` and
+            ``log_prob_at(x, alpha, sigma)``; with ``moments()`` the model has an exact ``reference`` too.
+        sde: the diffusion.
+    """
+
+    def __init__(self, target: GaussianMixture, sde: SDE) -> None:
+        super().__init__(sde, target.event_shape)
+        self.target = target
+        if hasattr(target, "moments"):
+            self.reference = GaussianReference.of_moments(*target.moments(), exact=True)
+
+    def predict(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # takes no conditions
+        level = self.sde.level(t, x)
+        return self.target.posterior(x, level.alpha, level.sigma)
+
+    def log_prob(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """The exact log p_t(x) in nats, (B, *event) -> (B,), in the dtype of x."""
+        check_data(x, self.event_shape)
+        level = self.sde.level(t, x)
+        return self.target.log_prob_at(x, level.alpha, level.sigma).to(x.dtype)

@@ -1,0 +1,83 @@
+"""A network under a parameterization as a score model."""
+
+from __future__ import annotations
+
+import math
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.core.tensors import affine, like
+from scoresde.errors import ConfigError
+from scoresde.models import parameterization as parameterizations
+from scoresde.models.base import ScoreModel
+from scoresde.models.conditions import Conditions
+
+if TYPE_CHECKING:
+    from scoresde.models.parameterization import Parameterization
+    from scoresde.sdes.base import SDE
+
+
+class NetworkModel(ScoreModel):
+    """A network under a parameterization: x0 = c_skip x + c_out net(c_in x, c_noise, **cond).
+
+    Args:
+        net: any nn.Module with ``forward(x, c_noise, **cond)``; x (B, *event_shape), c_noise (B,) is log(sigma/alpha)/4.
+        sde: the diffusion.
+        event_shape: shape of one sample.
+        parameterization: "x0", "eps", "score", "v", "edm", or a function (alpha, sigma) -> (c_skip, c_out).
+        transform: how the data's levels map to the model's space (set by ``fit``, kept in checkpoints).
+
+    Raises:
+        ConfigError: an unknown parameterization, a net that is no nn.Module, an sde that is no SDE.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sde: SDE,
+        event_shape: tuple[int, ...],
+        parameterization: str | Parameterization = "v",
+        transform: Any = None,
+    ) -> None:
+        super().__init__(sde, event_shape)
+        if not isinstance(net, nn.Module):
+            raise ConfigError(f"net is a {type(net).__name__}, expected a torch.nn.Module (an instance, not a class)")
+        self.net = net
+        self.parameterization = _resolve(parameterization)
+        self.transform = transform
+        self.conditions = Conditions.of(net.forward, 2)
+
+    def predict(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor]:
+        level = self.sde.level(t, x)
+        alpha, sigma = level.alpha, level.sigma
+        c_skip, c_out = self.parameterization(alpha, sigma)
+        c_in = parameterizations.input_scale(self.parameterization, alpha, sigma)
+        if isinstance(alpha, float):
+            c_noise = torch.full((x.shape[0],), math.log(sigma / alpha) / 4, dtype=x.dtype, device=x.device)
+        else:
+            c_noise = like((sigma / alpha).log() / 4, x).flatten()
+        F = self.net(like(c_in, x) * x, c_noise, **cond)
+        if not isinstance(F, Tensor) or F.shape != x.shape:
+            return F, F  # reported by the caller
+        if F.dtype != x.dtype:  # under autocast
+            F = F.to(x.dtype)
+        x0 = affine(c_skip, x, c_out, F)
+        # eps = (x - alpha x0)/sigma with the difference taken in the float64 coefficients: an error of 1e-16/sigma at most
+        eps = affine((1 - alpha * c_skip) / sigma, x, -alpha * c_out / sigma, F)
+        return x0, eps
+
+
+def _resolve(parameterization: str | Parameterization) -> Parameterization:
+    if callable(parameterization):
+        return parameterization
+    names = ("x0", "eps", "score", "v", "edm")
+    if parameterization not in names:
+        close = get_close_matches(str(parameterization), names, 1, 0.3)
+        raise ConfigError(
+            f"parameterization = {parameterization!r}, expected one of {', '.join(names)} or a function "
+            "(alpha, sigma) -> (c_skip, c_out)" + (f"; did you mean {close[0]!r}?" if close else "")
+        )
+    return getattr(parameterizations, parameterization)

@@ -1,0 +1,198 @@
+"""Lines of quality against network calls, with bands, floors and labels at their ends; public as ``scoresde.plot.frontier``."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scoresde.errors import DataError
+from scoresde.plot import figures
+from scoresde.plot.figures import COLORS, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from scoresde.plot.figures import PathLike
+
+
+def frontier(
+    points: Mapping[str, Sequence[tuple[float, ...]]],
+    floor: tuple[float, float] | None = None,
+    path: PathLike | None = None,
+    *,
+    title: str = "",
+    ylabel: str = "sliced Wasserstein distance to the test set",
+    levels: Mapping[str, float] | None = None,
+    share: bool = False,
+) -> Figure:
+    """Quality against network calls: one line a solver, labelled at its end, over the noise floor; and the Pareto front, the best of
+    all lines up to each number of calls. Both axes are logarithmic.
+
+    Args:
+        points: {label: [(network calls, distance), ...]}, or (network calls, distance, low, high), whose band is shaded; points that
+            are not finite are left out.
+        floor: mean and standard deviation of the distance between exact samples and the reference; a band of two standard
+            deviations either side is shaded.
+        path: file to write.
+        title, ylabel: texts.
+        levels: {label: distance} to compare with, as dotted lines; those far below everything else are left out.
+        share: values are shares to be made large: on an even axis, without a Pareto front.
+
+    Labels "solver, grid" that differ in the grid only have one colour.
+
+    Raises:
+        DataError: no finite point.
+    """
+    lines: dict[str, list[tuple[float, ...]]] = {}
+    for label, values in points.items():
+        finite = sorted(p for p in values if all(math.isfinite(v) and (v > 0 or share) for v in p[:2]))
+        if finite:
+            lines[label] = finite
+    if not lines:
+        raise DataError("no solver gave a finite point: there is nothing to draw")
+    height = max(5.0, 0.23 * len(lines) + 1.0)
+    figure = figures.new_figure(8.4, height)
+    ax = figure.add_subplot()
+    ax.set_xscale("log")
+    ax.set_yscale("linear" if share else "log")
+    every = [p for line in lines.values() for p in line]
+    left, right = min(p[0] for p in every), max(p[0] for p in every)
+    lowest, top = min(p[1] for p in every), max(p[1] for p in every)
+    note: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8.5, "color": "#444444"}
+    if floor is not None and math.isfinite(floor[0]):
+        mean, std = floor
+        ax.axhspan(max(mean - 2 * std, mean / 100), mean + 2 * std, color="#999999", alpha=0.35, linewidth=0, zorder=0)
+        ax.axhline(mean, color="#777777", linewidth=0.8, linestyle="--", zorder=1)
+        ax.annotate("real samples" if share else "noise floor (real samples)", (left, mean), (0, -4), va="top", **note)
+        lowest = min(lowest, mean)
+    # only what is seen among the lines: a level far below would squeeze them
+    shown = {label: v for label, v in (levels or {}).items() if lowest / 5 < v < top}
+    for label, value in shown.items():
+        ax.axhline(value, color="#555555", linewidth=1.1, linestyle=":", zorder=1)
+        ax.annotate(label, (right, value), (0, 2), va="bottom", ha="right", **note)
+    order = sorted(lines, key=lambda label: -lines[label][-1][1])
+    groups: dict[str, list[str]] = {}
+    for label in lines:
+        groups.setdefault(label.rpartition(", ")[0] or label, []).append(label)
+    styles = {}
+    for i, members in enumerate(groups.values()):
+        for j, label in enumerate(members):
+            again = i // len(COLORS)  # how often the colour was there before
+            marker = MARKERS[(i + again + j) % len(MARKERS)]
+            styles[label] = (COLORS[i % len(COLORS)], marker, ("-", "--", ":", "-.")[(again + j) % 4])
+    shade = min(0.16, 0.9 / len(lines))  # many bands that lie on each other must not hide the lines
+    for label, line in lines.items():
+        color, marker, dash = styles[label]
+        x, y = [p[0] for p in line], [p[1] for p in line]
+        ax.plot(x, y, color=color, marker=marker, linestyle=dash, markersize=6 if len(lines) < 12 else 4.5, linewidth=1.6, zorder=3)
+        band = [p for p in line if len(p) == 4 and math.isfinite(p[2]) and math.isfinite(p[3])]
+        low, high = [p[2] if share else max(p[2], p[1] / 100) for p in band], [p[3] for p in band]
+        if len(band) > 1:
+            ax.fill_between([p[0] for p in band], low, high, color=color, alpha=shade, linewidth=0, zorder=2)
+        elif band:
+            ax.vlines(band[0][0], low, high, color=color, alpha=0.4, linewidth=2.5, zorder=2)
+    if not share and len(lines) > 1:
+        best: list[tuple[float, ...]] = []
+        for p in sorted(every):
+            if not best or p[1] < best[-1][1]:
+                best.append(p)
+        halo: dict[str, Any] = {"color": "#000000", "alpha": 0.14, "linewidth": 9, "solid_capstyle": "round", "marker": "None"}
+        ax.plot([p[0] for p in best], [p[1] for p in best], label="Pareto front: the best so far", zorder=1.5, **halo)
+        ax.legend(loc="lower left", frameon=False, fontsize=8.5, labelcolor="#444444")
+    margin = (right / left) ** 0.06 if right > left else 1.2
+    ax.set_xlim(left / margin, right * margin)
+    ax.set_xlabel("network calls a sample (NFE, counted)")
+    ax.set_ylabel(ylabel)
+    ax.set_title(title, fontsize=11)
+    ax.grid(True, which="both", color="#ececec", linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    # of the points, not of their bands; a solver that fails at few steps must not squeeze all others: its line leaves at the top
+    medium = sorted(p[1] for p in every)[int(0.75 * (len(every) - 1))]
+    lowest, top = min([lowest, *shown.values()]), min(top, 60 * medium)
+    room = 1.0 if share else max((top / lowest) ** 0.07, 1.15)
+    ax.set_ylim(*((0.0, 1.04) if share else (lowest / room**2.2, top * room)))
+    figures.plain_ticks(ax)
+    # labels stand outside, at the height of the line's end or as near as its neighbours let it
+    scaled: Callable[[float], float] = float if share else math.log
+    low_y, high_y = (scaled(v) for v in ax.get_ylim())
+    wanted = [min((scaled(lines[label][-1][1]) - low_y) / (high_y - low_y), 1.0) for label in order]
+    for label, at in zip(order, spread(wanted, 0.215 / (height - 0.9)), strict=True):
+        ax.annotate(
+            label,
+            (lines[label][-1][0], lines[label][-1][1]),
+            xytext=(1.05, at),
+            textcoords="axes fraction",
+            color=styles[label][0],
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": styles[label][0], "linewidth": 0.7, "relpos": (0, 0.5), "shrinkB": 4},
+        )
+    return figures.save(figure, path)
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Moves falling heights in [0, 1] apart to at least ``gap``, each run of labels that touch centred where they would be.
+
+    The labels keep their order; a run that leaves [0, 1] is pushed back in as far as there is room.
+    """
+    runs: list[list[float]] = []  # [mean of the wanted centre, number]
+    for height in heights:
+        runs.append([height, 1])
+        while len(runs) > 1 and runs[-2][0] - runs[-1][0] < gap * (runs[-2][1] + runs[-1][1]) / 2:
+            (a, m), (b, n) = runs[-2], runs[-1]
+            runs[-2:] = [[(a * m + b * n) / (m + n), m + n]]
+    placed = [centre + gap * ((n - 1) / 2 - k) for centre, n in runs for k in range(int(n))]
+    for i in range(len(placed)):  # from the top down, then from the bottom up
+        placed[i] = min(placed[i], 1.0 - gap * i)
+    for i in range(len(placed) - 1, -1, -1):
+        placed[i] = max(placed[i], gap * (len(placed) - 1 - i))
+    return placed
+
+
+def loss(history: Any, path: PathLike | None = None) -> Figure:
+    """Training and validation loss against the step, on logarithmic axes.
+
+    Args:
+        history: the ``History`` that ``fit`` returned, the ``log.jsonl`` that it wrote, or the folder that it is in.
+        path: file to write.
+
+    Raises:
+        DataError: no such file, a line that is not JSON, or no losses in it.
+    """
+    if isinstance(history, (str, os.PathLike)):
+        training, validation = figures.read_log(Path(history))
+    else:
+        training = list(zip(history.steps, history.loss, strict=True))
+        validation = list(zip(history.validation_steps, history.validation, strict=True))
+    if not training and not validation:
+        raise DataError("the history holds no losses: was `log_every` larger than the number of steps?")
+    figure, axes = figures.panels(1, 1, 4.2, 1.5)
+    ax = axes[0][0]
+    for rows, label, color, marker in ((training, "training", COLORS[0], "o"), (validation, "validation", COLORS[1], "s")):
+        rows = [(step, value) for step, value in rows if step > 0 and value > 0]  # what logarithmic axes can show
+        if not rows:
+            continue
+        step, value = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+        many = len(rows) > 60
+        ax.plot(step, value, color=color, alpha=0.3 if many else 1, marker="" if many else marker, markersize=4, linewidth=1.2)
+        if many:
+            # over steps within 15 % either side: a window of constant length would lag behind on a logarithmic axis
+            first, last = np.searchsorted(step, step / 1.15), np.searchsorted(step, step * 1.15, side="right")
+            total = np.concatenate([[0.0], value.cumsum()])
+            ax.plot(step, (total[last] - total[first]) / (last - first), color=color, linewidth=2)
+        label += f", last {value[-1]:.4g}" + (" (thick: running mean)" if many else "")
+        ax.plot([], [], color=color, marker=marker, markersize=4, label=label)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("training step")
+    ax.set_ylabel("denoising loss (per dimension, weighted over time)")
+    figures.plain_ticks(ax)
+    ax.grid(True, which="both", color="#ececec", linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return figures.save(figure, path)

@@ -1,0 +1,170 @@
+r"""Linear Gaussian diffusions: two functions of time turn data into noise.
+
+.. math:: x_t = \alpha(t) x_0 + \sigma(t) \varepsilon, \qquad dx = f(t)\, x\, dt + g(t)\, dw
+
+with f = alpha'/alpha and g^2 = 2 sigma (sigma' - sigma f) (Song et al., arXiv 2011.13456; Kingma et al., arXiv 2107.00630).
+Time runs from t_min (data, blurred by sigma(t_min)) to t_max (noise). An SDE gives either pair, (alpha, sigma) or
+(f, g) = (drift_coefficient, diffusion); the other is derived, by automatic differentiation or by quadrature:
+
+>>> from dataclasses import dataclass
+>>> import torch, scoresde as sd
+>>> @dataclass(frozen=True)
+... class Trigonometric(sd.SDE):
+...     t_max: float = 1.5
+...     def alpha(self, t): return torch.cos(t)
+...     def sigma(self, t): return torch.sin(t)
+>>> Trigonometric().diffusion(0.5) ** 2  # g^2 = 2 tan t
+tensor(1.0926, dtype=torch.float64)
+>>> sd.check_sde(Trigonometric())
+[]
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from scoresde.core.tensors import expand
+from scoresde.errors import ConfigError, NonFiniteError, TimeRangeError
+from scoresde.sdes.completion import DERIVED, alpha_by_quadrature, function_of_time, time_derivative
+from scoresde.sdes.levels import BatchLevel, Level
+
+MARGINAL, COEFFICIENTS = ("alpha", "sigma"), ("drift_coefficient", "diffusion")
+
+
+class SDE(ABC):
+    """A linear Gaussian diffusion dx = f(t) x dt + g(t) dw with x_t = alpha(t) x_0 + sigma(t) eps.
+
+    Subclass it (a frozen dataclass is best) with ``alpha(t)`` and ``sigma(t)``, or with ``drift_coefficient(t)`` and
+    ``diffusion(t)``; functions of a tensor of times, elementwise. The methods also take a float, and then answer in float64.
+    ``log_snr`` and ``time_of_log_snr`` may be given in closed form. Check yours with ``check_sde``.
+
+    Attributes:
+        t_min, t_max: the time range; training and likelihood use all of it.
+        t_end: where ``sample`` stops by default (None: at t_min).
+        sigma_0: sigma(0) of an SDE given by (f, g).
+        default_grid: name of the function in ``scoresde.grid`` that ``sample`` spaces its steps with.
+    """
+
+    t_min: float = 1e-5
+    t_max: float = 1.0
+    t_end: float | None = None
+    sigma_0: float = 0.0
+    default_grid: ClassVar[str] = "uniform"
+
+    alpha: Callable[..., Tensor]
+    sigma: Callable[..., Tensor]
+    drift_coefficient: Callable[..., Tensor]
+    diffusion: Callable[..., Tensor]
+    log_snr: Callable[..., Tensor]
+    time_of_log_snr: Callable[..., Tensor]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Completes a subclass: derives the pair that it does not give, and lets every function of time take floats."""
+        super().__init_subclass__(**kwargs)
+        given = {name for name in (*MARGINAL, *COEFFICIENTS) if hasattr(cls, name)}
+        if not given.issuperset(MARGINAL) and not given.issuperset(COEFFICIENTS):
+            raise ConfigError(
+                f"{cls.__name__} defines {sorted(given) or 'none'} of its functions of time: "
+                "an SDE needs alpha(t) and sigma(t), or drift_coefficient(t) and diffusion(t)"
+            )
+        for name, derived in DERIVED.items():
+            function = getattr(cls, name, derived)
+            if not hasattr(function, "of_time"):
+                setattr(cls, name, function_of_time(function))
+
+    def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """The drift f(t) x. x (B, *event), t () or (B,)."""
+        t = self._check_time(t)
+        return expand(self.drift_coefficient(t).to(x), x) * x
+
+    def marginal(self, x0: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Mean alpha(t) x_0, of the shape of x0, and standard deviation sigma(t), of the shape of t, of x_t given x_0."""
+        t = self._check_time(t)
+        return expand(self.alpha(t).to(x0), x0) * x0, self.sigma(t).to(x0)
+
+    def perturb(self, x0: Tensor, t: Tensor | float, eps: Tensor) -> Tensor:
+        """x_t = alpha(t) x_0 + sigma(t) eps for standard normal eps of the shape of x0."""
+        mean, std = self.marginal(x0, t)
+        return mean + expand(std, x0) * eps
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation sigma(t_max) of the prior N(0, prior_std^2 I) that sampling starts from."""
+        return float(self.sigma(float(self.t_max)))
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """log N(x; 0, prior_std^2 I) in nats, float64: (B, *event) -> (B,)."""
+        z2 = (x.double().flatten(1) / self.prior_std).square().sum(1)
+        return -0.5 * z2 - x[0].numel() * (math.log(self.prior_std) + 0.5 * math.log(2 * math.pi))
+
+    def levels(self, times: Tensor | Iterable[float]) -> list[Level]:
+        """The noise levels of some times, in one float64 computation: what a solver plans with."""
+        t = torch.as_tensor(times, dtype=torch.float64, device="cpu").flatten()
+        columns = (t, self.alpha(t), self.sigma(t), *self._derivatives(t))
+        return [Level(*row) for row in torch.stack([c.expand_as(t) for c in columns], 1).tolist()]
+
+    def level(self, t: Tensor | float, x: Tensor) -> Level | BatchLevel:
+        """The noise level at t, ready to be combined with x: floats for one time, broadcastable tensors for (B,) times.
+
+        Raises TimeRangeError, NonFiniteError (t outside [t_min, t_max], or NaN), ShapeError (t neither () nor (B,)).
+        """
+        if isinstance(t, Level):
+            return t
+        t = self._check_time(t)
+        if t.ndim == 0:
+            return self.levels([float(t)])[0]
+        return BatchLevel(self, expand(t.to(x.device), x).double())
+
+    def _derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha'(t) and sigma'(t)."""
+        if type(self).alpha.of_time is alpha_by_quadrature:  # type: ignore[attr-defined]
+            f, g2, sigma = self.drift_coefficient(t), self.diffusion(t).square(), self.sigma(t)
+            return f * self.alpha(t), f * sigma + g2 / (2 * sigma)
+        return time_derivative(self.alpha, t), time_derivative(self.sigma, t)
+
+    def _check_time(self, t: Tensor | float) -> Tensor:
+        """t as a tensor, inside [t_min, t_max]. A GPU's times are taken on trust: to look at them would stall it."""
+        if not isinstance(t, Tensor):
+            try:
+                t = torch.tensor(float(t), dtype=torch.float64)
+            except (TypeError, ValueError):
+                raise ConfigError(f"t = {t!r}, expected a number, or a tensor of shape () or (B,)") from None
+        if t.device.type == "cpu" and t.numel():
+            low, high = (float(v) for v in torch.aminmax(t.detach()))
+            if math.isnan(low) or math.isnan(high):
+                raise NonFiniteError("t holds NaN: expected times in [t_min, t_max]")
+            slack = 1e-6 if t.dtype != torch.float64 else 1e-12  # float32(1e-5) is not 1e-5
+            if low < self.t_min * (1 - slack) or high > self.t_max * (1 + slack):
+                t_bad = low if low < self.t_min else high
+                raise TimeRangeError(
+                    f"t = {t_bad:.6g} is outside [t_min, t_max] = [{self.t_min:.6g}, {self.t_max:.6g}] of {self}"
+                )
+        return t
+
+
+def check_range(sde: SDE) -> None:
+    """Checks 0 < t_min < t_max < infinity, and t_end within. Raises ConfigError."""
+    for name in ("t_min", "t_max"):
+        value = getattr(sde, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ConfigError(f"{name} = {value!r} of {type(sde).__name__}, expected a finite number: {name} > 0")
+    if sde.t_min >= sde.t_max:
+        raise ConfigError(f"t_min = {sde.t_min} and t_max = {sde.t_max}: expected t_min < t_max")
+    if sde.t_end is not None and not (isinstance(sde.t_end, (int, float)) and 0 < sde.t_end < sde.t_max):
+        raise ConfigError(f"t_end = {sde.t_end!r} and t_max = {sde.t_max}: expected 0 < t_end < t_max")
+
+
+def check_ends(sde: SDE) -> None:
+    """Checks that alpha and sigma are numbers to calculate with at both ends of the time range. Raises ConfigError."""
+    for t in sde.levels([sde.t_min, sde.t_max]):
+        if not (1e-100 < t.alpha < 1e100 and 1e-100 < t.sigma < 1e100):
+            raise ConfigError(
+                f"alpha = {t.alpha:.3g} and sigma = {t.sigma:.3g} at t = {float(t):.6g} of {sde}: expected numbers between "
+                "1e-100 and 1e100; give another t_min or t_max"
+            )

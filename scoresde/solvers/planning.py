@@ -1,0 +1,91 @@
+"""Before the loop: which solver "auto" is, the solver for a model, and the times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from scoresde.core.checks import check_positive_int
+from scoresde.errors import ConfigError, NonFiniteError, TimeRangeError
+from scoresde.sdes import grid
+from scoresde.solvers.base import Solver, check_solver
+from scoresde.solvers.multistep import UniPC
+from scoresde.solvers.reference import ReferenceSolver
+
+if TYPE_CHECKING:
+    from scoresde.models.base import ScoreModel
+    from scoresde.sdes.base import SDE
+
+AUTO_STEPS = 20  # network calls of solver="auto" when not told how many
+
+
+def auto(model: ScoreModel, steps: int, t_end: float | None, cond: Collection[str], own_times: bool) -> Solver:
+    """The best deterministic solver for ``steps`` network calls that is known for this model, without trying any."""
+    recipe = None if own_times else model.recipes.get(steps)
+    if recipe is not None and not recipe.mismatch(model) and sorted(cond) == recipe.model.get("cond", sorted(cond)):
+        end = grid.default_end(model.sde) if t_end is None else t_end
+        if math.isclose(recipe.times[-1], end, rel_tol=1e-9):
+            return recipe
+    return UniPC(2 if steps < 10 else 3) if model.reference is None else ReferenceSolver()
+
+
+def bind_solver(
+    solver: Any,
+    model: ScoreModel,
+    steps: int | None = None,
+    times: Any = None,
+    t_end: float | None = None,
+    cond: Collection[str] = (),
+) -> tuple[Any, int | None]:
+    """A solver ready for a model, and its steps: one that needs to know the model has ``bind(model, steps)``.
+
+    "auto" is chosen here, by the names of the conditions too. steps are None, for ``bind`` too, where a user gave times.
+    """
+    if steps is not None:
+        check_positive_int(steps, "steps")
+    if isinstance(solver, str) and solver == "auto":
+        if times is None:
+            steps = AUTO_STEPS if steps is None else steps
+        calls = steps or max(len(times) - 1 if hasattr(times, "__len__") else AUTO_STEPS, 1)
+        solver = auto(model, calls, t_end, cond, times is not None)
+    check_solver(solver)
+    if times is None and steps is None:
+        steps = solver.default_steps
+    return solver.bind(model, steps if times is None else None), steps
+
+
+def make_times(
+    sde: SDE,
+    solver: Solver,
+    steps: int | None = None,
+    times: Tensor | Iterable[float] | None = None,
+    t_end: float | None = None,
+) -> Tensor:
+    """The decreasing times of a solve, from steps or times. Raises ConfigError, NonFiniteError, TimeRangeError."""
+    if times is None:
+        steps = solver.default_steps if steps is None else steps
+        return solver.grid(sde, check_positive_int(steps, "steps"), end=t_end)
+    if steps is not None:
+        raise ConfigError(f"both steps = {steps} and times were given: give one of them")
+    if t_end is not None:
+        raise ConfigError(f"both t_end = {t_end} and times were given: the last of times is where to stop")
+    try:
+        plan = torch.as_tensor(times, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(f"times = {times!r}, expected a tensor or list of decreasing floats") from None
+    if plan.ndim != 1 or len(plan) < 2:
+        raise ConfigError(f"times have shape {tuple(plan.shape)}, expected at least two decreasing times, (n + 1,)")
+    if not bool(plan.isfinite().all()):
+        raise NonFiniteError("times hold NaN or inf")
+    if not bool((plan.diff() < 0).all()):
+        raise ConfigError("times are not decreasing: they run from noise (t_max) to data (t_end), each below the one before")
+    if float(plan[0]) > sde.t_max * (1 + 1e-12) or float(plan[-1]) < sde.t_min * (1 - 1e-12):
+        raise TimeRangeError(
+            f"times run from {float(plan[0]):.6g} to {float(plan[-1]):.6g}, "
+            f"expected within [t_min, t_max] = [{sde.t_min:.6g}, {sde.t_max:.6g}]"
+        )
+    return plan

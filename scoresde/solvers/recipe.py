@@ -1,0 +1,202 @@
+"""Recipes: a solver with its time grid for a number of network calls, as ``tune`` finds them; JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from scoresde.core import files
+from scoresde.core.checks import check_positive_int
+from scoresde.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, ConfigError
+from scoresde.models.reference import GaussianReference
+from scoresde.solvers.base import Solver, Wrapper, check_solver
+from scoresde.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP, UniPC
+from scoresde.solvers.reference import ReferenceScheme, ReferenceSolver
+
+if TYPE_CHECKING:
+    from scoresde.sdes.base import SDE
+    from scoresde.sdes.levels import Level
+    from scoresde.solvers.base import Draw
+
+FORMAT = 1
+
+MOST = 1 << 26  # bytes of a file
+
+
+@dataclass(frozen=True)
+class Recipe(Wrapper):
+    """A solver on a grid of its own: ``sample(model, n, solver=recipe)`` makes ``nfe`` network calls.
+
+    Args:
+        solver: a solver, bound to the model when it is used.
+        times: decreasing, from t_max to where samples stop.
+        nfe: network calls a sample.
+        model: what it was made for: repr of the SDE, event shape, fingerprints of the Gaussian reference and of the weights, names
+            of the conditions.
+        report: errors on pilot paths that the fit did not see, of the recipe and of the best untuned choice (``built_in``):
+            ``median_error`` and ``rms_error``, Euclidean distances at t_end to the model's own converged paths.
+
+    Raises:
+        ConfigError: times that do not decrease; in use, another number of steps, or a model of another SDE or shape.
+    """
+
+    solver: Solver
+    times: tuple[float, ...]
+    nfe: int
+    model: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    report: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    default_steps: int = field(init=False, repr=False, default=0)  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        check_solver(self.solver)
+        check_positive_int(self.nfe, "nfe")
+        try:
+            t = tuple(float(v) for v in self.times)
+        except (TypeError, ValueError):
+            raise ConfigError(f"times = {self.times!r} of a Recipe, expected decreasing numbers") from None
+        if len(t) < 2 or not all(math.isfinite(a) and a > b for a, b in zip(t, t[1:], strict=False)):
+            raise ConfigError(f"times of a Recipe are {t[:4]}..., expected at least two decreasing numbers")
+        object.__setattr__(self, "times", t)
+        object.__setattr__(self, "default_steps", self.nfe)
+
+    @property
+    def own_grid(self) -> bool:
+        return True
+
+    def bind(self, model: Any, calls: int | None) -> Recipe:
+        """This recipe for a model. Raises ConfigError if it was made for another."""
+        if calls is None:
+            raise ConfigError("times and a recipe were given: a recipe has times of its own; leave times out")
+        if calls != self.nfe:
+            raise ConfigError(f"steps = {calls} for a recipe of {self.nfe} network calls: leave steps out, or tune(model, nfe={calls})")
+        wrong = self.mismatch(model)
+        if wrong:
+            raise ConfigError(f"this recipe was made for another model: {wrong}; tune(model, nfe={self.nfe}) makes one for yours")
+        return self.around(self.solver.bind(model, None))
+
+    def mismatch(self, model: Any, weights: str | None = None) -> str:
+        """What differs between the model that this was made for and the given one; "" if nothing does.
+
+        Args:
+            model: the model to use it for.
+            weights: ``fingerprint(model)``, to compare too (with other weights a recipe works, but it is not the best).
+        """
+        saved = self.model
+        if weights is not None and saved.get("weights", weights) != weights:
+            return "its weights are others (the model was trained since)"
+        if saved.get("sde", repr(model.sde)) != repr(model.sde):
+            return f"its SDE is {saved['sde']}, yours {model.sde!r}"
+        if list(saved.get("event_shape", model.event_shape)) != list(model.event_shape):
+            return f"its samples have shape {tuple(saved['event_shape'])}, yours {model.event_shape}"
+        own = isinstance(self.solver, (ReferenceSolver, ReferenceScheme)) and self.solver.reference is None
+        if own and (model.reference is None or model.reference.fingerprint() != saved.get("reference")):
+            return "its Gaussian reference is another one (the model was trained on other data since)"
+        return ""
+
+    def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
+        """The recipe's times. Raises ConfigError for another end."""
+        if end is not None and abs(end - self.times[-1]) > 1e-9 * self.times[-1]:
+            raise ConfigError(f"t_end = {end} for a recipe that stops at {self.times[-1]}: tune(model, nfe={self.nfe}, t_end={end})")
+        return torch.tensor(self.times, dtype=torch.float64)
+
+    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+        return self.solver.step(model, x, t, s, state, noise)
+
+    # ---- JSON
+
+    def to_json(self) -> str:
+        """The recipe as JSON; ``Recipe.from_json`` reads it. Raises ConfigError for a solver that recipes are not made of."""
+        if type(self.solver) not in _solvers().values():
+            raise ConfigError(
+                f"a recipe around {self.solver!r} cannot be written: expected one of {', '.join(_solvers())}; keep it as code"
+            )
+        arguments = {f.name: getattr(self.solver, f.name) for f in dataclasses.fields(self.solver) if f.init}  # type: ignore[arg-type]
+        reference = arguments.get("reference")
+        if reference is not None:
+            tensors = {name: {"shape": list(v.shape), "values": v.flatten().tolist()} for name, v in reference.tensors().items()}
+            arguments["reference"] = {"kind": reference.kind, "width": reference.width, "tensors": tensors}
+        content = {
+            "format": FORMAT,
+            "solver": {"class": type(self.solver).__name__, "args": arguments},
+            "times": list(self.times),
+            "nfe": self.nfe,
+            "model": self.model,
+            "report": {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in self.report.items()},
+        }
+        return json.dumps(content, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "recipe") -> Recipe:
+        """A recipe from JSON. Solvers are scoresde's own, by name; nothing is imported. Raises CheckpointCorrupt, CheckpointMismatch."""
+        try:
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                raise CheckpointMismatch(f"{name}: format is {content['format']!r}, but {FORMAT} is what is read")
+            solver = _own(content["solver"]["class"], name)
+            arguments = {k: _tuples(v) if k == "weights" else v for k, v in content["solver"]["args"].items()}
+            reference = arguments.get("reference")
+            if reference is not None:
+                tensors: dict[str, Any] = {
+                    k: torch.tensor(v["values"], dtype=torch.float64).view(v["shape"]) for k, v in reference["tensors"].items()
+                }
+                arguments["reference"] = GaussianReference(**tensors, kind=reference["kind"], width=reference["width"])
+            times = tuple(float(t) for t in content["times"])
+            return cls(solver(**arguments), times, int(content["nfe"]), dict(content["model"]), dict(content["report"]))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
+            if isinstance(error, CheckpointMismatch):
+                raise
+            raise CheckpointCorrupt(f"{name}: no recipe that `Recipe.save` wrote: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes JSON to a file, or into a folder (of a checkpoint, say) as ``recipe-NFE.json``. Raises CheckpointWriteError."""
+        file = Path(path)
+        file = file / f"recipe-{self.nfe}.json" if file.suffix != ".json" else file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(file, self.to_json() + "\n")
+        return file
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Reads what ``save`` wrote. Raises CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch."""
+        file = Path(path)
+        if not file.is_file():
+            raise CheckpointNotFound(f"no recipe at {file.absolute()}: expected a JSON file that Recipe.save or tune wrote")
+        if file.stat().st_size > MOST:
+            raise CheckpointCorrupt(f"{file}: {file.stat().st_size} bytes, expected at most {MOST}")
+        return cls.from_json(file.read_text(errors="replace"), str(file))
+
+
+def fingerprint(model: Any) -> str:
+    """Sixteen hexadecimal digits of a model's weights and parameterization."""
+    digest = hashlib.sha256(str(getattr(getattr(model, "parameterization", None), "__name__", "")).encode())
+    for name, tensor in model.state_dict().items():
+        content = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {content.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(content.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _solvers() -> dict[str, type]:
+    """The solvers that recipes are made of, by name."""
+    made_of = (AdamsBashforth, DEIS, DPMSolverPP, ReferenceScheme, ReferenceSolver, UniPC)
+    return {cls.__name__: cls for cls in made_of}
+
+
+def _own(name: str, where: str) -> type:
+    """One of these solvers."""
+    if name not in _solvers():
+        raise CheckpointMismatch(f"{where}: its solver is a {name!r}, which is none that recipes are made of")
+    return _solvers()[name]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,180 @@
+"""Training: ``fit`` minimizes the denoising loss, and everything random in step k is a function of (seed, k).
+
+Data indices, times, noise, dequantization and dropout need no state of a generator: a checkpoint is weights, optimizer and a
+step number, and a run that was killed goes on to the bit. Randomness is by position in the global batch, so that two processes
+do what one does.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scoresde.checkpoints import folders
+from scoresde.core import files
+from scoresde.core.processes import processes
+from scoresde.data.dataset import Data
+from scoresde.errors import ConfigError
+from scoresde.likelihood.dequantize import first_level
+from scoresde.models.network import NetworkModel
+from scoresde.training import loss
+from scoresde.training.batches import Source
+from scoresde.training.history import History, Log
+from scoresde.training.loop import catching_signals, run_loop, start_run
+from scoresde.training.options import check_options
+from scoresde.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from scoresde.data.augment import Augmentation
+    from scoresde.data.transform import Transform
+    from scoresde.models.base import ScoreModel
+
+
+def fit(
+    model: ScoreModel,
+    data: Any,
+    *,
+    steps: int | None = None,
+    minutes: float | None = None,
+    batch_size: int = 128,
+    lr: float = 2e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    warmup: int | None = None,
+    schedule: str = "cosine",
+    clip: float | None = 1.0,
+    accumulate: int = 1,
+    ema: float = 0.999,
+    weighting: str | loss.Weighting = "likelihood",
+    times: str | loss.Times | None = None,
+    stratified: bool = True,
+    dequantization: str | None = None,
+    augment: Augmentation | None = None,
+    conditional: bool | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: int = 1000,
+    log_every: int = 50,
+    validate_every: int = 500,
+    callback: Callable[[int, dict[str, Any]], Any] | None = None,
+    progress: bool = True,
+    bf16: bool = False,
+) -> History:
+    """Trains a model by denoising score matching with Adam, and leaves it with the averaged weights, in evaluation mode.
+
+    The model's ``reference`` becomes the mean and covariance of the data, and is saved with it. (Of a Dataset it is not made: set
+    ``model.reference = GaussianReference.fit(samples)`` before or after.)
+
+    The loss is the integral over t of w(t) |eps - eps_hat|^2 / D (see ``scoresde.loss``); what is optimized is the same divided
+    by the integral of w, so that ``lr`` and ``clip`` mean the same for every SDE and weighting.
+
+    Runs on an accelerator if there is one, and under ``torchrun`` on many, with the same result as on one up to rounding.
+
+    Args:
+        model: what to train; its parameters are changed in place.
+        data: a ``Data`` (levels are dequantized afresh each step; its test set is for validation), a float tensor (N, *event)
+            in model space, or a torch Dataset of such samples x, (x, label) or (x, dict of conditions).
+        steps: number of steps of the optimizer. Or:
+        minutes: time to train for: turned into steps after 50 timed steps, once; a resumed run keeps them.
+        batch_size: samples a step, over all processes and passes together.
+        lr, betas, weight_decay: of Adam (AdamW if weight_decay > 0); lr is the largest learning rate.
+        warmup: steps of linear rise of the learning rate; by default 100, or a tenth of ``steps`` if that is fewer.
+        schedule: "cosine" (down to 0) or "constant", after the warm-up.
+        clip: largest norm of the gradient, or None.
+        accumulate: forward and backward passes that a step is split into, to save memory.
+        ema: decay d of the average of the weights: after step n it is min(d, (1 + n)/(10 + n)). 0: no average.
+        weighting: w(t): "likelihood", "simple", "min-snr", "edm", or a function (sde, t) -> w.
+        times: density of t: "importance", "uniform", "stratified", "lognormal", "fitted" (at steps 128, 256, 512, ... fitted to
+            losses of the averaged weights for the least variance, see ``scoresde.loss.FittedTimes``), or a function
+            (sde, u) -> (t, density). By default what suits the weighting: importance for likelihood, lognormal for edm, uniform for
+            the others.
+        stratified: one time in each of batch_size strata of equal probability, for less variance.
+        dequantization: of integer levels: "uniform" noise over each bin, or "normal": the middles of the bins, for an SDE whose noise
+            at t_min stays within a bin (``data.transform.adapt(sde)``). None: what ``data.transform`` says, uniform by default.
+        augment: ``scoresde.augment.Flip()``, ``Shift()`` or your own, for a network that is told of it (made with ``augmentations``,
+            its number of labels). Bits per dimension and samples are those of the data, not of what augmentation makes of them.
+        conditional: give the labels of the data to the network as ``label``; by default if it was made with ``classes``.
+        seed: of everything random.
+        out: folder for checkpoints and ``log.jsonl``; None writes nothing.
+        resume: continue from the last checkpoint in ``out``, or start if there is none. All other arguments must be the same.
+        overwrite: remove checkpoints of another run from ``out``.
+        checkpoint_every, log_every, validate_every: steps between checkpoints, lines of the log and validations.
+        callback: called with (step, line of the log), in the main process.
+        progress: show a bar with the loss, the learning rate and the time left.
+        bf16: run the network in bfloat16 where that is safe (autocast); weights and the loss stay float32.
+
+    Returns:
+        The losses by step, a ``History``.
+
+    Raises:
+        ConfigError, DTypeError, ShapeError, NonFiniteError: arguments or data that make no sense.
+        TrainingDiverged: the loss or its gradient is not finite. No such weights are ever saved.
+        CheckpointMismatch: ``resume`` with another model, data or arguments; names the field and both values.
+        CheckpointWriteError, LockError: see ``save``.
+        KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after the step and a checkpoint; a second one is immediate.
+    """
+    options = check_options(dict(locals()))
+    if options["dequantization"] is not None:
+        if not isinstance(data, Data) or data.transform is None:
+            raise ConfigError("dequantization is of integer levels: give a Data with a transform, or leave it out")
+        data = replace(data, transform=replace(data.transform, dequantization=options["dequantization"]))
+    source = Source.make(data, model, conditional)
+    if augment is not None:
+        config = getattr(getattr(model, "net", None), "config", None)
+        told = augment.labels if config is None else config.get("augmentations", 0)  # a network of one's own is taken on trust
+        if told != augment.labels:
+            raise ConfigError(
+                f"augment = {augment}, but the network was made with augmentations={told}: make it with augmentations={augment.labels}. "
+                "One that is not told would model the augmented data, and pay for them in bits per dimension"
+            )
+    options["dequantization"] = None
+    if source.transform is not None and source.transform.dequantization == "normal":
+        options["dequantization"] = "normal"
+        _check_blur(model, source.transform)
+    device, rank, world = processes(model.device)
+    if bf16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        warnings.warn("bf16 on a CPU without bfloat16 units is many times slower than float32: leave it out", stacklevel=2)
+    if batch_size < world * accumulate:
+        raise ConfigError(f"batch_size = {batch_size} for {world} processes of {accumulate} passes: expected one sample each")
+    root = None if out is None else Path(out).absolute()
+    main = rank == 0
+    with ExitStack() as stack:
+        if root is not None and main:
+            stack.enter_context(files.lock(root))
+            folders.remove_temporaries(root)
+        model.to(device).train()
+        if isinstance(data, Data) and (isinstance(model, NetworkModel) or not hasattr(type(model), "transform")):
+            model.transform = data.transform  # type: ignore[assignment]
+        model.reference = source.reference(model) or model.reference
+        model.recipes = {}  # they were made for other weights
+        trainer = Trainer(model, source, options, device, rank, world)
+        history = History()
+        if root is not None:
+            history = start_run(trainer, root, resume, overwrite, main)
+        log = Log(root if main else None, history, callback if main else None)
+        stop = stack.enter_context(catching_signals())
+        stack.callback(trainer.finish)
+        run_loop(trainer, log, stop, root if main else None, progress and main)
+        if world > 1:
+            torch.distributed.barrier()
+    return history
+
+
+def _check_blur(model: ScoreModel, transform: Transform) -> None:
+    """Warns of a t_min at which the noise does not stay within a bin."""
+    tails = transform.tails(first_level(model))
+    if not 2 <= tails <= 20:
+        warnings.warn(
+            f"dequantization = 'normal', but at t_min half a bin is {tails:.3g} standard deviations of the noise, expected 2 to 20: "
+            f"adapt the SDE to the {transform.levels} levels, data.transform.adapt(sde)",
+            stacklevel=3,
+        )

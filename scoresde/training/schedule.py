@@ -1,0 +1,24 @@
+"""Learning rates by step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of step k = 0, 1, ...: a linear rise over ``warmup`` steps, then constant, or from step ``hold`` on half
+    a cosine that would be 0 at step ``steps``."""
+
+    lr: float
+    steps: int | None
+    warmup: int
+    hold: int
+    kind: str
+
+    def __call__(self, k: int) -> float:
+        rise = min(1.0, (k + 1) / self.warmup) if self.warmup else 1.0
+        if self.kind == "constant" or self.steps is None or k < self.hold:
+            return self.lr * rise
+        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * (k - self.hold) / max(self.steps - self.hold, 1)))

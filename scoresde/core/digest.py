@@ -7,7 +7,7 @@ import functools
 import hashlib
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,30 @@ from torch import Tensor, nn
 _PASSING = {"training", "recipes"}  # of a module: no part of what it computes
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def sha256_of(*parts: str | bytes | Tensor) -> str:
+    """sha256, in hexadecimal, of texts, bytes and the bytes of tensors, one after the other."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.encode() if isinstance(part, str) else part if isinstance(part, bytes) else tensor_bytes(part))
+    return total.hexdigest()
+
+
+def tensor_bytes(x: Tensor) -> Any:
+    """The numbers of a tensor as bytes, without a copy where it is on the CPU and contiguous."""
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def of_tensors(tensors: Iterable[Tensor]) -> str:
+    """Sixteen hexadecimal digits that tell some tensors from others: of their dtypes, shapes and bytes."""
+    return sha256_of(*(part for x in tensors for part in (f"{x.dtype} {tuple(x.shape)}", x)))[:16]
+
+
+def of_model(model: nn.Module, parameterization: str = "") -> str:
+    """Sixteen hexadecimal digits of a model's weights, by name, and of the name of its parameterization."""
+    named = ((f"{name} {x.dtype} {tuple(x.shape)};", x) for name, x in model.state_dict().items())
+    return sha256_of(parameterization, *(part for pair in named for part in pair))[:16]
 
 
 def digest(*values: Any) -> str:
@@ -59,9 +83,8 @@ def _add(value: Any, total: Any, met: dict[int, tuple[int, Any]]) -> None:
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         total.update(repr(value).encode())
     elif isinstance(value, Tensor):
-        x = value.detach().cpu().contiguous()
-        total.update(f"{x.dtype} {tuple(x.shape)};".encode())
-        total.update(x.reshape(-1).view(torch.uint8).numpy().data)
+        total.update(f"{value.dtype} {tuple(value.shape)};".encode())
+        total.update(tensor_bytes(value))
     elif isinstance(value, np.ndarray):
         total.update(f"{value.dtype} {value.shape};".encode() + value.tobytes())
     elif isinstance(value, Mapping):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 
 def moments(z: float, n: int) -> list[float]:
     """M_k = integral from 0 to 1 of e^(-z (1 - theta)) theta^k = k! phi_(k+1)(-z), for k < n, to rounding for any z.
@@ -37,6 +40,14 @@ def lagrange(nodes: Sequence[float], j: int) -> list[float]:
                 for below, here in zip([0.0, *coefficients], [*coefficients, 0.0], strict=True)
             ]
     return coefficients
+
+
+def lagrange_at(nodes: Tensor, x: Tensor) -> Tensor:
+    """The Lagrange basis of nodes (..., k) at points x (..., m): (..., k, m), differentiable in both."""
+    below = nodes[..., :, None] - nodes[..., None, :]
+    same = torch.eye(nodes.shape[-1], dtype=torch.bool, device=nodes.device)
+    ratio = (x[..., None, None, :] - nodes[..., None, :, None]) / below.masked_fill(same, 1.0)[..., None]
+    return ratio.masked_fill(same[..., None], 1.0).prod(-2)
 
 
 def exponential_weights(nodes: Sequence[float], h: float, c: float = 0.0) -> list[float]:

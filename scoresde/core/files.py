@@ -140,6 +140,15 @@ def write_file(path: Path, content: bytes) -> None:
         os.close(fd)
 
 
+def sync_file(path: Path) -> None:
+    """Has the system write a file to its disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_folder(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | _DIRECTORY | _CLOEXEC)
     try:

@@ -1,8 +1,4 @@
-"""Long work on many samples: in pieces, each done once by one of the processes, kept in a file when it is done, and gone on with.
-
-The file is JSON lines: the first holds the settings, every other a finished piece. A process that is killed, at any point, leaves
-the pieces that it finished; a last line that was cut off is no piece. Numbers are written so that the same bits are read again.
-"""
+"""Long work on many samples: in pieces, each done once by one of the processes, kept in a file (``rows.py``) and gone on with."""
 
 from __future__ import annotations
 
@@ -15,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from scoresde.core import files
 from scoresde.core.processes import Team
 from scoresde.core.progress import bar
+from scoresde.core.rows import Rows, different
 from scoresde.errors import ConfigError
 
 KIND = "scoresde likelihood"
@@ -64,10 +60,11 @@ def run(
                 "share=False to each for work of its own"
             )
     pieces = [np.arange(start, min(start + size, len(ids))) for start in range(0, len(ids), size)]
-    path = None if out is None else where(out)
+    remedy = "Give another file, or overwrite=True"
+    store = None if out is None else Rows(where(out), KIND, "likelihoods", header, remedy)
 
     def begin() -> dict[int, Record]:
-        return {} if team.rank or path is None else _open(path, header, overwrite, ids, pieces)
+        return {} if team.rank or store is None else _open(store, overwrite, ids, pieces)
 
     found: dict[int, Record] = team.agree(begin)[0]
     todo = [i for i in range(len(pieces)) if i not in found][team.rank :: team.world]
@@ -81,9 +78,8 @@ def run(
                 advance(len(pieces[i]), mean.add(values(record)))
             for i in todo:
                 record = {"piece": i, "ids": ids[pieces[i]].tolist(), **evaluate(pieces[i])}
-                if path is not None:
-                    files.append_text(path, json.dumps(record, allow_nan=False) + "\n")
-                    _sync(path)
+                if store is not None:
+                    store.add(record)
                 made.append(record)
                 advance(len(pieces[i]), mean.add(values(record)))
         return made
@@ -101,11 +97,6 @@ def where(out: str | os.PathLike[str]) -> Path:
     return path / "rows.jsonl" if path.is_dir() or not path.suffix else path
 
 
-def different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The names of the settings in which two differ."""
-    return [key for key in {**old, **new} if old.get(key) != new.get(key)]
-
-
 def pack(values: Any) -> list[Any]:
     """Numbers as JSON has them: lists of floats, and "nan", "inf" and "-inf" as text."""
     return [pack(v) if isinstance(v, list) else v if math.isfinite(v) else str(v) for v in values]
@@ -116,50 +107,12 @@ def unpack(values: Any) -> list[Any]:
     return [unpack(v) if isinstance(v, list) else float(v) for v in values]
 
 
-def _open(path: Path, header: Record, overwrite: bool, ids: np.ndarray, pieces: Sequence[np.ndarray]) -> dict[int, Record]:
-    """The finished pieces of a file, which holds its header and these afterwards, and nothing half-written."""
-    found = _read(path, header, overwrite)
+def _open(store: Rows, overwrite: bool, ids: np.ndarray, pieces: Sequence[np.ndarray]) -> dict[int, Record]:
+    """The finished pieces of a file, which holds its first line and these afterwards, and nothing half-written."""
+    found = {line["piece"]: line for line in store.read(overwrite) if isinstance(line.get("piece"), int)}
     found = {i: r for i, r in found.items() if 0 <= i < len(pieces) and r.get("ids") == ids[pieces[i]].tolist()}
-    lines = [{"kind": KIND, "settings": header}, *(found[i] for i in sorted(found))]
-    files.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    store.write(found[i] for i in sorted(found))
     return found
-
-
-def _read(path: Path, header: Record, overwrite: bool) -> dict[int, Record]:
-    """The pieces of an earlier run, none to overwrite it. Raises ConfigError for one of other settings, and for no such file."""
-    try:
-        lines = files.read_lines(path)
-    except OSError as error:
-        raise ConfigError(f"out = {path} cannot be read ({error.strerror}): give another file") from None
-    parsed = []
-    for line in lines:
-        try:
-            parsed.append(json.loads(line))
-        except ValueError:  # cut off by a crash or a full disk: it is done again
-            parsed.append(None)
-    if not parsed:
-        return {}
-    first = parsed[0]
-    if not isinstance(first, dict) or first.get("kind") != KIND or not isinstance(first.get("settings"), dict):
-        raise ConfigError(f"out = {path} is not a file of likelihoods: give another one")
-    old = first["settings"]
-    names = different(old, header)
-    if overwrite:
-        return {}
-    if names:
-        changes = "; ".join(f"{key} was {old.get(key)!r}, now {header.get(key)!r}" for key in names)
-        raise ConfigError(f"out = {path} holds likelihoods of other settings: {changes}. Give another file, or overwrite=True")
-    rows = [line for line in parsed[1:] if isinstance(line, dict) and isinstance(line.get("piece"), int)]
-    return {line["piece"]: line for line in rows}
-
-
-def _sync(path: Path) -> None:
-    """Has the system write a file to its disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class _Mean:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_data
+from scoresde.core.digest import sha256_of
 from scoresde.errors import DataError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
@@ -72,15 +73,8 @@ class Data:
 
     def hash(self) -> str:
         """sha256, in hexadecimal, of what training sees: the training samples, their labels and the transform."""
-        import hashlib
-
-        digest = hashlib.sha256()
-        for tensor in (self.train, self.labels):
-            if tensor is not None:
-                digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-                digest.update(tensor.detach().cpu().contiguous().numpy().data)
-        digest.update(repr(self.transform).encode())
-        return digest.hexdigest()
+        seen = [x for x in (self.train, self.labels) if x is not None]
+        return sha256_of(*(part for x in seen for part in (f"{x.dtype} {tuple(x.shape)};", x)), repr(self.transform))
 
     def __repr__(self) -> str:
         values = "floats" if self.transform is None else f"{self.transform.levels} levels"

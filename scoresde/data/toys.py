@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scoresde.core.checks import check_positive, check_positive_int, did_you_mean
 from scoresde.core.noise import Noise, check_seed
+from scoresde.core.streams import TOY
 from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError
 
@@ -70,8 +71,7 @@ def toy(name: str, n: int = 10_000, seed: int = 0) -> Data:
     if name == "moons":
         target = two_moons()
         return Data(target.sample(n, 2 * seed), target.sample(n, 2 * seed + 1), name=name, target=target)
-    # a stream of its own for each shape, apart from those of noise.py
-    stream = (1 << 40) + TOYS.index(name)
+    stream = TOY + TOYS.index(name)
     noise = Noise(seed, np.arange(n, dtype=np.int64), (4,))
     points = _SHAPES[name]
     train, test = (

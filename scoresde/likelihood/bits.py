@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive_int
-from scoresde.core.digest import digest
+from scoresde.core.digest import digest, of_tensors
 from scoresde.core.noise import check_ids, check_seed
 from scoresde.core.pieces import pack, run, unpack
 from scoresde.errors import ConfigError
@@ -20,7 +20,7 @@ from scoresde.likelihood.budget import corrected, mean, mean_error, root_sum
 from scoresde.likelihood.dequantize import resolve
 from scoresde.likelihood.method import check_data_scale, identity, method
 from scoresde.likelihood.ode import evaluate
-from scoresde.likelihood.report import Term, fingerprint
+from scoresde.likelihood.report import Term
 from scoresde.likelihood.results import BitsPerDim, LogProb
 from scoresde.models.base import check_model, check_same_kind
 from scoresde.models.conditions import check_conditions, check_lengths, slice_cond
@@ -121,7 +121,7 @@ def bits_per_dim(
         "dequantization": dequantizer.name + (f", importance-weighted, {K} draws" if importance_weighted else ""),
         "draws": K,
         "levels": transform.levels,
-        "data": fingerprint([levels]),
+        "data": of_tensors([levels]),
         "samples": n,
     }
 

@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.digest import of_tensors
 from scoresde.core.noise import Noise, check_ids, check_seed
 from scoresde.core.progress import bar
 from scoresde.errors import ConfigError
 from scoresde.likelihood.bound_parts import Ends, diffusion_term, last_term, prior_term
 from scoresde.likelihood.budget import mean, mean_error, root_sum
 from scoresde.likelihood.method import check_data_scale
-from scoresde.likelihood.report import fingerprint, settings_of
+from scoresde.likelihood.report import settings_of
 from scoresde.likelihood.results import Elbo
 from scoresde.models.base import check_model, check_same_kind, inference
 from scoresde.models.batches import batch_size_of, in_batches
@@ -141,7 +142,7 @@ def elbo(
         "nfe": calls.forward,
     }
     if transform is not None:
-        settings |= {"dequantization": "none" if discrete else "uniform", "levels": transform.levels, "data": fingerprint([data])}
+        settings |= {"dequantization": "none" if discrete else "uniform", "levels": transform.levels, "data": of_tensors([data])}
     return Elbo(
         mean(per_sample),
         mean_error(per_sample),

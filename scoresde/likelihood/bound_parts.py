@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.core.streams import LAST, NOISE, TIMES
+from scoresde.core.streams import BOUND_LAST, BOUND_NOISE, BOUND_TIMES
 from scoresde.core.tensors import expand, like
 from scoresde.likelihood.clock import Clock
 
@@ -46,9 +46,9 @@ def diffusion_term(model: ScoreModel, x: Tensor, ends: Ends, noise: Noise, draws
     """1/2 the integral of E|eps - eps_hat|^2 over the log-SNR, and the standard error of this estimate, (B,), in nats."""
     found = []
     uniform = replace(noise, event_shape=(1,), dtype=torch.float64).uniform
-    u = torch.stack([(j + uniform(TIMES, j)[:, 0]) / draws for j in range(draws)])
+    u = torch.stack([(j + uniform(BOUND_TIMES, j)[:, 0]) / draws for j in range(draws)])
     for j, (t, slope) in enumerate(zip(*bound_times(model.sde, u, ends), strict=True)):
-        eps = noise.normal(NOISE, j)
+        eps = noise.normal(BOUND_NOISE, j)
         level: Any = model.sde.level(t, x)
         x_t = like(level.alpha, x) * x + like(level.sigma, x) * eps
         # the rounding of x_t is noise that nobody drew: 1e-7/sigma of it, in float32
@@ -98,7 +98,7 @@ def last_term(model: ScoreModel, x: Tensor, ends: Ends, noise: Noise, transform:
     """-log of the density of x, or of the probability of its level, given a draw of x_t at t_min: (B,), in nats."""
     t, D = ends.first, x[0].numel()
     s = t.s
-    eps = noise.normal(LAST)
+    eps = noise.normal(BOUND_LAST)
     x_t = t.alpha * x + t.sigma * eps
     drawn = (x_t.double() - t.alpha * x.double()) / t.sigma
     x0, guess = model.predict(x_t, t)

@@ -24,7 +24,7 @@ from scoresde.core.checks import check_positive_int
 from scoresde.core.exponential import exponential_weights
 from scoresde.likelihood.clock import Clock
 from scoresde.likelihood.traces import share
-from scoresde.solvers.reference import adams_weights, hides_data
+from scoresde.solvers.reference import Coordinates, adams_weights, hides_data
 
 if TYPE_CHECKING:
     from scoresde.likelihood.traces import Traces
@@ -117,7 +117,7 @@ class Rate:
         """A at x, of which ``denoised`` was computed."""
         trace, products = self.traces(denoised, x, share(self.known, t.s) / t.alpha, graph)
         model.count_vjp(products)
-        ratio = self.c / (self.c + _s2(t))
+        ratio = self.c / (self.c + t.s**2)
         A = t.alpha * trace - ratio.expand(x.shape[1:] if self.known.basis is None else ratio.shape).sum()
         return A if self.excess is None else A - ((ratio - ratio.mean()) * self.excess).flatten(2).sum(2).mT
 
@@ -125,7 +125,7 @@ class Rate:
         """The integral of that part over lam from t to s."""
         if self.excess is None:
             return 0.0
-        g = 0.5 * ((self.c / _s2(s)).log1p() - (self.c / _s2(t)).log1p())
+        g = 0.5 * ((self.c / s.s**2).log1p() - (self.c / t.s**2).log1p())
         return ((g - g.mean()) * self.excess).flatten(2).sum(2).mT
 
 
@@ -136,9 +136,10 @@ def integrate(model: Any, x: Tensor, plan: Plan, traces: Traces | None, graph: b
     parameters of the model, to be differentiated.
     """
     reference = plan.reference.to(x.double())
-    m, c = reference.mean, reference.variance
+    pairs = zip(plan.levels, plan.slopes, strict=True)
+    coordinates = [Coordinates.at(t, plan.reference, reference, slope) for t, slope in pairs]
     last = len(plan.levels) - 1
-    z = base = reference.analyse(x.double() / plan.levels[0].alpha - m) / (c + _s2(plan.levels[0])).sqrt()
+    z = base = coordinates[0].z(reference, x.double())
     history: list[Tensor] = []
     rate = None if traces is None else Rate(plan.reference, x, traces)
     integral = torch.zeros((len(x), 0 if traces is None else traces.columns), dtype=torch.float64, device=x.device)
@@ -146,8 +147,7 @@ def integrate(model: Any, x: Tensor, plan: Plan, traces: Traces | None, graph: b
         if i == last and plan.free:
             f = torch.zeros_like(z)
         else:
-            v = c + _s2(t)
-            here = x if i == 0 else (t.alpha * (reference.synthesize(z * v.sqrt()) + m)).to(x.dtype)
+            here = x if i == 0 else coordinates[i].x(reference, z).to(x.dtype)
             if not graph:
                 here = here.clone() if here.is_inference() else here.detach()
             if rate is not None and not here.requires_grad:
@@ -155,7 +155,7 @@ def integrate(model: Any, x: Tensor, plan: Plan, traces: Traces | None, graph: b
             with torch.set_grad_enabled(rate is not None):
                 denoised = model.denoise(here, t)
             answer = denoised if graph else denoised.detach()
-            f = slope * (reference.analyse(answer.double() - m) / v.sqrt() - c / v * z)
+            f = coordinates[i].f(reference, answer.double(), z)
             if rate is not None:
                 integral.add_(rate(model, denoised, here, t, graph), alpha=slope * plan.quadrature[i])
         history = [f, *history[: plan.keep - 1]]
@@ -172,20 +172,17 @@ def integrate(model: Any, x: Tensor, plan: Plan, traces: Traces | None, graph: b
 
 def latent(plan: Plan, z: Tensor) -> Tensor:
     """x at t_max of z there, float64."""
-    reference, t = plan.reference.to(z), plan.levels[-1]
-    return t.alpha * (reference.synthesize(z * (reference.variance + _s2(t)).sqrt()) + reference.mean)
+    reference = plan.reference.to(z)
+    return Coordinates.at(plan.levels[-1], plan.reference, reference).x(reference, z)
 
 
 def log_volume(plan: Any, t: Level) -> float:
     """1/2 sum log(alpha^2 v) for the reference of a plan: log p(x) is log p_z(z) less this."""
     c = plan.reference.variance.double()
-    return float(0.5 * (t.alpha**2 * (c + _s2(t))).log().sum()) * (plan.reference.mean.numel() // c.numel())
+    return float(0.5 * (t.alpha**2 * (c + t.s**2)).log().sum()) * (plan.reference.mean.numel() // c.numel())
 
 
 def volume(plan: Plan) -> float:
     """What the change of coordinates adds to log p: log |dz/dx| at t_min less the same at t_max."""
     return log_volume(plan, plan.levels[-1]) - log_volume(plan, plan.levels[0])
 
-
-def _s2(t: Level) -> float:
-    return t.s ** 2

@@ -152,10 +152,14 @@ def evaluate(
     def prior_of(latent: Tensor) -> Tensor:
         """log p at t_max, NaN where a per-sample solver failed; any other raises."""
         failed = ~latent.flatten(1).isfinite().all(1)
-        log_p = how.log_prior(latent.masked_fill(expand(failed, latent), 0.0)).double()
-        if log_p.shape != failed.shape:
-            raise ConfigError(f"prior answered shape {tuple(log_p.shape)}, expected log p of shape {tuple(failed.shape)}")
-        return log_p.masked_fill(failed, math.nan)
+        found = []
+        # in the same batches as all else: a matrix product is not bit-stable across batch sizes
+        for part in latent.masked_fill(expand(failed, latent), 0.0).split(how.size):
+            log_p = how.log_prior(part).double()
+            if log_p.shape != (len(part),):
+                raise ConfigError(f"prior answered shape {tuple(log_p.shape)}, expected log p of shape {(len(part),)}")
+            found.append(log_p)
+        return torch.cat(found).masked_fill(failed, math.nan)
 
     with inference(model), count_evaluations(model) as calls:
         latent, deltas = integrate(how.run, n, progress)
@@ -175,7 +179,9 @@ def evaluate(
         if few:
             rows = np.arange(few)
             cut[:few] = budget.cut(bind_conditions(model, some(few), rows, few, x.device), x[:few], first, draw(rows)[1])
-    mismatch, sums = budget.mismatch(how.prior, model, how.solver, end, latent, log_p)
+    parts = zip(latent.split(how.size), log_p.split(how.size), strict=True)
+    pairs = [budget.mismatch(how.prior, model, how.solver, end, z, log_p_z) for z, log_p_z in parts]
+    mismatch, sums = (torch.cat(column) for column in zip(*pairs, strict=True))
     if len(sums):
         mismatch = budget.mismatch_of_all(sums, x[0].numel())
     std_error, settings = std_error.masked_fill(log_p.isnan(), math.nan), how.settings | {"nfe": calls.forward, "vjp": calls.vjp}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scoresde.core.digest import of_tensors
 from scoresde.errors import ConfigError
 
 SAME = ("unit", "dequantization", "levels", "weights", "bound")  # what two figures must share to be compared
@@ -137,15 +137,6 @@ def compare(a: Any, b: Any) -> Comparison:
     return Comparison(difference, math.hypot(first.std_error, second.std_error), False, first.unit)
 
 
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """Sixteen hexadecimal digits that tell some tensors from others: of their dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
 def settings_of(model: Any, data: Tensor) -> dict[str, Any]:
     """What a report says of a model, of the data and of the machine."""
     reference = getattr(model, "reference", None)
@@ -153,8 +144,8 @@ def settings_of(model: Any, data: Tensor) -> dict[str, Any]:
     return {
         "samples": len(data),
         "dimensions": data[0].numel(),
-        "data": fingerprint([data]),
-        "model": fingerprint(model.state_dict().values()) if isinstance(model, nn.Module) else None,
+        "data": of_tensors([data]),
+        "model": of_tensors(model.state_dict().values()) if isinstance(model, nn.Module) else None,
         "weights": weights if isinstance(weights, str) else "averaged",
         "sde": repr(model.sde),
         "reference": None if reference is None else repr(reference),

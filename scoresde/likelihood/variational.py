@@ -40,7 +40,7 @@ from scoresde.core.checks import check_positive_int, check_shape
 from scoresde.core.digest import digest
 from scoresde.core.encoding import arguments, check_weights
 from scoresde.core.noise import Noise
-from scoresde.core.streams import DRAW
+from scoresde.core.streams import DEQUANTIZER_DRAW
 from scoresde.data.transform import Transform
 from scoresde.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, ConfigError, ShapeError
 from scoresde.likelihood.dequantize import Dequantizer, first_level, warn_of_bare_levels
@@ -159,7 +159,7 @@ class VariationalDequantizer(Dequantizer):
     def draw(self, levels: Tensor, model: ScoreModel, seed: int, ids: np.ndarray, draw: int) -> tuple[Tensor, Tensor]:
         check_shape(levels, self.net.event_shape, "levels")
         k = levels.to(self.net.keep.device)
-        e = Noise(seed, ids, self.net.event_shape, torch.float64, k.device).normal(DRAW, draw)
+        e = Noise(seed, ids, self.net.event_shape, torch.float64, k.device).normal(DEQUANTIZER_DRAW, draw)
         alpha, transform = first_level(model).alpha, self.transform
         with torch.no_grad():
             u, log_q = unit_noise(self.net, k, e)

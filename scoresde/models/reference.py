@@ -16,7 +16,6 @@ transform, where the pixels of natural images are nearly uncorrelated.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive
+from scoresde.core.digest import sha256_of
 from scoresde.errors import ConfigError, ShapeError
 
 KINDS = ("full", "diagonal", "dct", "isotropic")
@@ -179,10 +179,8 @@ class GaussianReference:
     @functools.cached_property
     def _fingerprint(self) -> str:
         detail = "" if self.detail is None else f" {self.detail}"
-        digest = hashlib.sha256(f"{self.kind} {self.width} {tuple(self.mean.shape)}{detail}".encode())
-        for tensor in self.tensors().values():
-            digest.update(tensor.double().cpu().contiguous().numpy().data)
-        return digest.hexdigest()[:16]
+        what = f"{self.kind} {self.width} {tuple(self.mean.shape)}{detail}"
+        return sha256_of(what, *(tensor.double() for tensor in self.tensors().values()))[:16]
 
     def __repr__(self) -> str:
         shape = tuple(self.mean.shape)

@@ -18,7 +18,7 @@ from scoresde.models.reference import GaussianReference
 from scoresde.sampling.sampler import sample
 from scoresde.sdes import grid
 from scoresde.solvers.multistep import UniPC
-from scoresde.solvers.reference import CENTER, ReferenceSolver, warp
+from scoresde.solvers.reference import CENTER, ReferenceSolver
 
 if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
@@ -108,7 +108,7 @@ class Pilots:
         finish = torch.cat(ends).double()
         if not bool(finish.isfinite().all()):
             raise SolverError("the pilot paths are not finite: check the model between t_max and t_end, sample(model, 64, steps=100)")
-        w = torch.tensor([warp(t, center, width) for t in levels], dtype=torch.float64)
+        w = torch.tensor([grid.clock(t.s, center, width) for t in levels], dtype=torch.float64)
         return cls(model, rows_of, reference, own, x, start, end, center, width, w, torch.cat(z, 1), torch.cat(slope, 1), finish, math.nan)
 
     @property
@@ -123,8 +123,7 @@ class Pilots:
 
     def at(self, lam: float, rows: slice) -> Tensor:
         """z of the paths at lam: cubic Hermite interpolation in w between nodes."""
-        s = math.exp(-lam)
-        w = 1 / (1 + (self.center / s) ** (1 / self.width))
+        w = grid.clock(math.exp(-lam), self.center, self.width)
         k = int((self.w > w).sum().clamp(1, len(self.w) - 1)) - 1
         h = float(self.w[k + 1] - self.w[k])
         u = min(max((w - float(self.w[k])) / h, 0.0), 1.0)

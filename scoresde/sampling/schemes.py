@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.core.exponential import lagrange_at
 from scoresde.core.quadrature import legendre
 from scoresde.core.streams import TUNE
-from scoresde.solvers.reference import CENTER, ReferenceScheme, hides_data, warp
+from scoresde.sdes.grid import clock
+from scoresde.solvers.reference import CENTER, Coordinates, Moving, ReferenceScheme, hides_data
 
 if TYPE_CHECKING:
     from scoresde.models.reference import GaussianReference
@@ -72,11 +74,8 @@ def adams(w: Tensor, k: int, corrector: int) -> Tensor:
 def _integrals(nodes: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Integrals from a to b of the Lagrange basis of the nodes, by Gauss and Legendre."""
     points, weights, _ = legendre(8)
-    x = a + (b - a) * points
-    same = torch.eye(len(nodes), dtype=torch.bool)
-    below = (nodes[:, None] - nodes).masked_fill(same, 1.0)
-    ratio = ((x[:, None, None] - nodes) / below).masked_fill(same, 1.0)
-    return (b - a) * (weights @ ratio.prod(-1))
+    return (b - a) * (lagrange_at(nodes, a + (b - a) * points) @ weights)
+
 
 LR = 0.02  # of Adam, for nodes and for weights times their number
 
@@ -90,7 +89,7 @@ def _scheme(p: Pilots, nfe: int, center: float, width: float, free: bool) -> Sch
     first, last = p.model.sde.levels([p.start, p.finish])
     n = nfe + free
     w = torch.linspace(0, 1, n + 1, dtype=torch.float64)
-    a, b = warp(first, center, width), warp(last, center, width)
+    a, b = (clock(t.s, center, width) for t in (first, last))
     w = a + (b - a) * w
     return Scheme(center, width, w, adams(w, *_order(nfe)), free)
 
@@ -111,7 +110,7 @@ def fit_weights(p: Pilots, scheme: Scheme, ridge: float = 1e-4, rounds: int = 3)
     z0 = p.at(float(lam[0]), rows)
     z, f, A = z0, [], scheme.A.clone()
     for i in range(len(A)):
-        f.append(torch.zeros_like(z) if scheme.free and i == 0 else _F(part, here, z, levels[i]).mul_(float(slopes[i])))
+        f.append(torch.zeros_like(z) if scheme.free and i == 0 else _F(part, p.reference, here, z, levels[i]).mul_(float(slopes[i])))
         J = list(range(int(scheme.free), i + 1))
         if J:
             columns = torch.stack([(f[j].double() * scale).flatten(1) for j in J], -1)  # (P, D, |J|)
@@ -137,12 +136,10 @@ def _robust(columns: Tensor, residual: Tensor, ridge: float, rounds: int) -> Ten
     return d
 
 
-def _F(model: Any, here: GaussianReference, z: Tensor, t: Level) -> Tensor:
+def _F(model: Any, reference: GaussianReference, here: GaussianReference, z: Tensor, t: Level) -> Tensor:
     """F = dz/dlam at a level."""
-    v = here.variance + t.s ** 2
-    root = v.sqrt()
-    D = model.denoise(t.alpha * (here.mean + here.synthesize(z * root)), t)
-    return here.analyse(D - here.mean) / root - (here.variance / v) * z
+    at = Coordinates.at(t, reference, here)
+    return at.f(here, model.denoise(at.x(here, z), t), z)
 
 
 def _times(p: Pilots, lam: Tensor) -> Tensor:
@@ -224,7 +221,7 @@ def polish(p: Pilots, scheme: Scheme, iterations: int, memory: int, shown: Calla
         chosen = rows if size >= len(rows) else rows[torch.from_numpy(shuffled.permutation(len(rows))[:size])]
         with torch.enable_grad():
             current = build()
-            z = _unroll(p.rows(chosen), here, current, p.at(float(scheme.lam()[0]), slice(None))[chosen], recompute)
+            z = _unroll(p.rows(chosen), p.reference, current, p.at(float(scheme.lam()[0]), slice(None))[chosen], recompute)
             wanted = p.z[-1][chosen]
             error = ((z - wanted).double() * scale).flatten(1).norm(dim=1)
             loss = (error + 1e-12).log().mean() + 0.25 * (error.square().mean() + 1e-24).log()
@@ -241,18 +238,18 @@ def polish(p: Pilots, scheme: Scheme, iterations: int, memory: int, shown: Calla
     return dataclasses.replace(found, w=found.w.detach(), A=found.A.detach())
 
 
-def _unroll(model: Any, here: GaussianReference, scheme: Scheme, z0: Tensor, recompute: bool) -> Tensor:
+def _unroll(model: Any, reference: GaussianReference, scheme: Scheme, z0: Tensor, recompute: bool) -> Tensor:
     """z at the end of the scheme, differentiable in its nodes and weights."""
     from torch.utils.checkpoint import checkpoint
 
-    lam, slopes = scheme.lam(), scheme.slopes()
+    here, lam, slopes = reference.to(z0), scheme.lam(), scheme.slopes()
     z, f = z0, []
     for i in range(len(scheme.A)):
         if scheme.free and i == 0:
             f.append(torch.zeros_like(z0))
         else:
             call = _F_of_lam if not recompute else _recomputed(checkpoint)
-            f.append(call(model, here, z, lam[i]) * slopes[i].to(z0))
+            f.append(call(model, reference, here, z, lam[i]) * slopes[i].to(z0))
         row = scheme.A[i, : i + 1].to(z0)
         z = z0 + torch.tensordot(torch.stack(f, -1), row, 1)
     return z
@@ -262,19 +259,15 @@ def _recomputed(checkpoint: Any) -> Callable[..., Tensor]:
     return lambda *args: checkpoint(_F_of_lam, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def _F_of_lam(model: Any, here: GaussianReference, z: Tensor, lam: Tensor) -> Tensor:
+def _F_of_lam(model: Any, reference: GaussianReference, here: GaussianReference, z: Tensor, lam: Tensor) -> Tensor:
     """F = dz/dlam, differentiable in z and in lam (a number)."""
     sde = model.sde
     t0 = sde.time_of_log_snr(2 * lam.detach()).clamp(sde.t_min, sde.t_max)
     level = sde.levels([float(t0)])[0]
     rate = level.alpha_dot / level.alpha - level.sigma_dot / level.sigma  # dlam/dt: t(lam) to first order is what a gradient needs
-    t = (t0 + (lam - lam.detach()) / rate).to(z.device)
-    s2 = (-2 * lam).exp().to(z)
-    v = here.variance + s2
-    root = v.sqrt()
-    x = sde.alpha(t).to(z.dtype) * (here.mean + here.synthesize(z * root))
-    D = model.denoise(x, t.expand(len(z)))
-    return here.analyse(D - here.mean) / root - (here.variance / v) * z
+    t = t0 + (lam - lam.detach()) / rate
+    at = Coordinates.at(Moving(sde.alpha(t), (-lam).exp()), reference, here)
+    return at.f(here, model.denoise(at.x(here, z), t.to(z.device).expand(len(z))), z)
 
 
 def _affordable(p: Pilots, scheme: Scheme, memory: int, size: int) -> tuple[int, bool] | None:
@@ -290,7 +283,7 @@ def _affordable(p: Pilots, scheme: Scheme, memory: int, size: int) -> tuple[int,
     here = p.reference.to(p.x)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         z = p.z[0][rows].clone().requires_grad_()
-        _F_of_lam(p.rows(rows), here, z, scheme.lam()[1].clone().requires_grad_())
+        _F_of_lam(p.rows(rows), p.reference, here, z, scheme.lam()[1].clone().requires_grad_())
     each = kept / 2
     state = 8 * p.x[0].numel() * p.x.element_size() * len(scheme.A)  # z and f of all steps
     for batch in (size, size // 2, size // 4, 8):

@@ -96,6 +96,16 @@ def logistic(
     return _pin(sde.time_of_log_snr(-2 * (width * logit + math.log(center))), start, end)
 
 
+def clock(s: float, center: float, width: float) -> float:
+    """The time w = u/(1 + u), u = (s/center)^(1/width), of s = sigma/alpha, in which ``logistic`` takes equal steps."""
+    return 1 / (1 + (center / s) ** (1 / width))
+
+
+def lam_of_clock(w: float, center: float, width: float) -> float:
+    """lambda = -log s of a time w: the inverse of ``clock``."""
+    return -math.log(center) - width * math.log(w / (1 - w))
+
+
 def default(sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
     """The grid that the SDE names in ``default_grid``."""
     return getattr(sys.modules[__name__], sde.default_grid)(sde, n, start, end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -16,7 +15,9 @@ from torch import Tensor
 
 from scoresde.core import files
 from scoresde.core.checks import check_positive_int
+from scoresde.core.digest import of_model
 from scoresde.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, ConfigError
+from scoresde.models.network import NetworkModel
 from scoresde.models.reference import GaussianReference
 from scoresde.solvers.base import Solver, Wrapper, check_solver
 from scoresde.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP, UniPC
@@ -176,13 +177,9 @@ class Recipe(Wrapper):
 
 
 def fingerprint(model: Any) -> str:
-    """Sixteen hexadecimal digits of a model's weights and parameterization."""
-    digest = hashlib.sha256(str(getattr(getattr(model, "parameterization", None), "__name__", "")).encode())
-    for name, tensor in model.state_dict().items():
-        content = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name} {content.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(content.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    """Sixteen hexadecimal digits of a model's weights and of its parameterization, for a model that has one."""
+    name = getattr(model.parameterization, "__name__", "") if isinstance(model, NetworkModel) else ""
+    return of_model(model, name)
 
 
 def _solvers() -> dict[str, type]:

@@ -11,7 +11,6 @@ the f_i = F(z_i, lam_i) dlam/dw, i = 0 .. N - 1: one network call a step, made o
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,6 +36,13 @@ CENTER = 0.6  # s_c in units of the reference's scale
 FAR = 10.0  # noise over data, from which on F = 0 is as good as a network call
 
 
+class Moving(NamedTuple):
+    """A level that is differentiated: alpha and s = sigma/alpha as tensors of one number."""
+
+    alpha: Tensor
+    s: Tensor
+
+
 class Coordinates(NamedTuple):
     """What turns x at one level into z and back, in the dtype and on the device of x; numbers a coordinate, or floats.
 
@@ -51,12 +57,12 @@ class Coordinates(NamedTuple):
     origin: Tensor | None
 
     @classmethod
-    def at(cls, t: Level, reference: GaussianReference, like: GaussianReference, slope: float) -> Coordinates:
-        """At level t: ``reference`` in float64, ``like`` the same in the dtype of x, slope = dlam/dw."""
+    def at(cls, t: Level | Moving, reference: GaussianReference, like: GaussianReference, slope: float = 1.0) -> Coordinates:
+        """At level t: ``reference`` in float64, ``like`` the same in the dtype of x, slope = dlam/dw (1: F itself)."""
         c = reference.variance
-        v = c + t.s ** 2
+        v = c + t.s**2
         rows = (slope / v.sqrt(), slope * c / v, t.alpha * v.sqrt())
-        to_f, z_to_f, to_x = (float(row) if row.ndim == 0 else row.to(like.variance) for row in rows)
+        to_f, z_to_f, to_x = (float(r) if r.ndim == 0 and not r.requires_grad else r.to(like.variance) for r in rows)
         plain = reference.kind in ("diagonal", "isotropic")
         return cls(to_f, z_to_f, to_x, t.alpha * like.mean, -to_f * like.mean if plain else None)
 
@@ -64,6 +70,10 @@ class Coordinates(NamedTuple):
         """F dlam/dw from the denoised sample D and z."""
         f = reference.analyse(D - reference.mean) * self.to_f if self.origin is None else _plus(self.origin, D, self.to_f)
         return f.sub_(z, alpha=self.z_to_f) if isinstance(self.z_to_f, float) else f.addcmul_(z, self.z_to_f, value=-1)
+
+    def z(self, reference: GaussianReference, x: Tensor) -> Tensor:
+        """z from x."""
+        return reference.analyse(x - self.shift) / self.to_x
 
     def x(self, reference: GaussianReference, z: Tensor) -> Tensor:
         """x from z."""
@@ -118,7 +128,7 @@ def start(
     """The state before the first step, for these nodes, the second of which is none of the grid's times if ``free``."""
     here = reference.to(x)
     coordinates = [Coordinates.at(t, reference, here, slope) for t, slope in zip(nodes, slopes, strict=True)]
-    z = here.analyse(x - coordinates[0].shift) / coordinates[0].to_x
+    z = coordinates[0].z(here, x)
     return Path(int(free), z, z, (), Plan(here, coordinates, first=nodes[1] if free else None, **plan))
 
 
@@ -214,10 +224,10 @@ class ReferenceSolver(Solver):
     def init(self, model: Any, x: Tensor, times: list[Level]) -> Path:
         reference, free, calls = self._reference(), bool(self.free), len(times) - 1
         width, center = self.width or reference.width, CENTER * reference.scale
-        w, nodes = [warp(t, center, width) for t in times], list(times)
+        w, nodes = [grid.clock(t.s, center, width) for t in times], list(times)
         if free:
             w.insert(1, (w[0] + w[1]) / 2)
-            nodes.insert(1, level_at(model.sde, -math.log(center) - width * math.log(w[1] / (1 - w[1]))))
+            nodes.insert(1, level_at(model.sde, grid.lam_of_clock(w[1], center, width)))
         k = self.order or (2 if calls <= 16 else 3 if calls < 30 else 4)
         corrector = calls > 8 if self.corrector is None else self.corrector
         correct, predict = adams_weights(w, k, k + 1 if corrector else 0)
@@ -226,11 +236,6 @@ class ReferenceSolver(Solver):
 
     def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Path, noise: Draw) -> tuple[Tensor, Path]:
         return advance(model, x, t, state)
-
-
-def warp(t: Level, center: float, width: float) -> float:
-    """w = u/(1 + u), u = (s/center)^(1/width), s = sigma/alpha."""
-    return 1 / (1 + (center * t.alpha / t.sigma) ** (1 / width))
 
 
 def hides_data(reference: GaussianReference, t: Level) -> bool:

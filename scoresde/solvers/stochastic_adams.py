@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_least, check_order, check_positive
+from scoresde.core.exponential import lagrange_at
 from scoresde.core.quadrature import legendre
 from scoresde.core.streams import STEP
 from scoresde.core.tensors import affine
@@ -102,13 +103,8 @@ def _lagrange(lam: Tensor, at: Tensor, density: Tensor, points: int, ahead: int)
         i = len(found)
         k = min(i + 1 + ahead, points)  # as many as there are at the beginning
         stop = n if k == points else i + 1
-        p = torch.stack([lam[i + ahead - j : stop + ahead - j] for j in range(k)])[..., None]
-        L = [density[i:stop] for _ in range(k)]
-        for j in range(k):
-            for m in range(k):
-                if m != j:
-                    L[j] = L[j] * ((at[i:stop] - p[m]) / (p[j] - p[m]))
-        found += torch.stack([row.sum(1) for row in L], 1).tolist()
+        newest_first = torch.stack([lam[i + ahead - j : stop + ahead - j] for j in range(k)], -1)
+        found += (lagrange_at(newest_first, at[i:stop]) * density[i:stop, None]).sum(-1).tolist()
     return found
 
 

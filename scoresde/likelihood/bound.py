@@ -32,6 +32,7 @@ from scoresde.core.progress import bar
 from scoresde.errors import ConfigError
 from scoresde.likelihood.bound_parts import Ends, diffusion_term, last_term, prior_term
 from scoresde.likelihood.budget import mean, mean_error, root_sum
+from scoresde.likelihood.dequantize import dequantization_of
 from scoresde.likelihood.method import check_data_scale
 from scoresde.likelihood.report import settings_of
 from scoresde.likelihood.results import Elbo
@@ -94,7 +95,7 @@ def elbo(
     check_seed(seed)
     check_positive_int(draws, "draws")
     if reconstruction is None:
-        trained = getattr(getattr(model, "transform", None) or transform, "dequantization", "uniform")
+        trained = dequantization_of(model.transform or transform)
         reconstruction = "levels" if trained == "normal" and transform is not None else "density"
     if reconstruction not in ("density", "levels") or (reconstruction == "levels" and transform is None):
         raise ConfigError(f"reconstruction = {reconstruction!r}, expected None, 'density', or 'levels' for integers with their transform")
@@ -109,7 +110,7 @@ def elbo(
     check_data(x, model.event_shape)
     check_same_kind(model, x)
     if check_scale:
-        check_data_scale(x, getattr(model, "transform", None))
+        check_data_scale(x, model.transform)
     first, last = sde.levels([sde.t_min if t_min is None else t_min, sde.t_max])
     if not sde.t_min <= first < last:
         raise ConfigError(f"t_min = {t_min}, expected from {sde.t_min:g} to below {sde.t_max:g}")

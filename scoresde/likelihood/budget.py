@@ -73,7 +73,7 @@ def mismatch(prior: Any, model: ScoreModel, solver: Solver, end: Level, latent: 
         return unknown, none
     u = latent.double().flatten(1) / end.sigma
     if prior == "reference":
-        reference = (getattr(solver, "reference", None) or model_reference(model)).to(latent.double())
+        reference = (solver.reference or model_reference(model)).to(latent.double())
         v = end.alpha**2 * reference.variance + end.sigma**2
         u = (reference.analyse(latent.double() - end.alpha * reference.mean) / v.sqrt()).flatten(1)
     return unknown, torch.stack([u.sum(1), u.square().sum(1)], dim=1)

@@ -139,9 +139,14 @@ class Normal(Dequantizer):
             )
 
 
+def dequantization_of(transform: Transform | None) -> str:
+    """What data of a transform are dequantized with in training; "uniform" is that of data without one."""
+    return "uniform" if transform is None else transform.dequantization
+
+
 def warn_of_bare_levels(model: ScoreModel) -> None:
     """Warns where a model of the middles of the bins is given samples from all over them."""
-    if getattr(getattr(model, "transform", None), "dequantization", None) == "normal":
+    if dequantization_of(model.transform) == "normal":
         warnings.warn(
             "this model is of the middles of the bins and has hardly seen the rest of them: the bound on its bits per dimension is loose, "
             'by 0.9 for one of digits; leave dequantization out, or give "normal"',
@@ -166,7 +171,7 @@ def resolve(dequantization: str | Dequantizer | None, model: ScoreModel, transfo
             "transform=scoresde.Transform(levels=256) for 8-bit images; for model-space floats use log_prob (nats)"
         )
     if dequantization is None:
-        dequantization = getattr(getattr(model, "transform", None) or transform, "dequantization", "uniform")
+        dequantization = dequantization_of(model.transform or transform)
     kinds = {kind.name: kind for kind in (Uniform, Normal)}
     if not isinstance(dequantization, str) or dequantization not in kinds:
         raise ConfigError(

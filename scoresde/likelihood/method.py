@@ -157,7 +157,7 @@ def check_prior(prior: Any, model: ScoreModel, solver: Solver, end: Level) -> Ca
     if prior is None:
         return model.sde.prior_log_prob
     if prior == "reference":
-        reference = getattr(solver, "reference", None) or model_reference(model)
+        reference = solver.reference or model_reference(model)
         return lambda x: reference.log_prob(x, end.alpha, end.sigma)
     if not callable(prior):
         raise ConfigError(f"prior = {prior!r}, expected None, 'reference' or a function x -> log p")

@@ -104,7 +104,7 @@ def log_prob(
     given: dict[str, Any] = {"solver": solver, "steps": steps, "divergence": divergence, "probes": probes, "prior": prior}
     how = method(model, x, seed=seed, batch_size=batch_size, check=check, check_steps=check_steps, **given)
     if check_scale:
-        check_data_scale(x, getattr(model, "transform", None))
+        check_data_scale(x, model.transform)
     id_array = check_ids(ids, len(x))
     if out is None and not share:
         return evaluate(model, x, how, id_array, check, cond, progress)

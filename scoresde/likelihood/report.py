@@ -9,13 +9,16 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from scoresde.core.digest import of_tensors
 from scoresde.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scoresde.models.base import ScoreModel
 
 SAME = ("unit", "dequantization", "levels", "weights", "bound")  # what two figures must share to be compared
 
@@ -137,16 +140,15 @@ def compare(a: Any, b: Any) -> Comparison:
     return Comparison(difference, math.hypot(first.std_error, second.std_error), False, first.unit)
 
 
-def settings_of(model: Any, data: Tensor) -> dict[str, Any]:
+def settings_of(model: ScoreModel, data: Tensor) -> dict[str, Any]:
     """What a report says of a model, of the data and of the machine."""
-    reference = getattr(model, "reference", None)
-    weights = getattr(model, "weights", "averaged")  # what ``fit`` leaves and ``load`` gives
+    reference = model.reference
     return {
         "samples": len(data),
         "dimensions": data[0].numel(),
         "data": of_tensors([data]),
         "model": of_tensors(model.state_dict().values()) if isinstance(model, nn.Module) else None,
-        "weights": weights if isinstance(weights, str) else "averaged",
+        "weights": model.weights,
         "sde": repr(model.sde),
         "reference": None if reference is None else repr(reference),
         "dtype": str(model.dtype).removeprefix("torch."),

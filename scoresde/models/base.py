@@ -33,6 +33,7 @@ class ScoreModel(nn.Module, Answers):
         sde, event_shape: the diffusion, and the shape of one sample.
         reference: mean and covariance of the data; None: not known.
         transform: how the data's levels map to the model's space; None: the data are the model's space.
+        weights: "averaged" or "raw", which of a checkpoint's; ``fit`` leaves averaged ones.
         recipes: by number of network calls, what ``tune`` found, for ``sample``.
         conditions: what the model may be told beside x and t.
 
@@ -40,6 +41,7 @@ class ScoreModel(nn.Module, Answers):
     do not match), TimeRangeError (t outside [t_min, t_max]) and NonFiniteError (t is NaN).
     """
 
+    weights: str = "averaged"
     transform: Any = None  # a scoresde.Transform; data are above models
     recipes: dict[int, Any]
     conditions: Conditions

@@ -6,7 +6,7 @@ weights. Computed in float64, whatever the dtype of x.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,8 +15,35 @@ from scoresde.models.base import ScoreModel
 from scoresde.models.reference import GaussianReference
 
 if TYPE_CHECKING:
-    from scoresde.models.mixture import GaussianMixture
     from scoresde.sdes.base import SDE
+
+
+class Target(Protocol):
+    """A distribution whose marginals are known: what ``ExactModel`` asks of it."""
+
+    event_shape: tuple[int, ...]
+
+    def posterior(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor]:
+        """(E[x_0 | x_t = x], E[eps | x_t = x])."""
+
+    def log_prob_at(self, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
+        """log density of alpha x_0 + sigma eps, (B,) in nats."""
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """A target that can be drawn from as well: one to judge samples by."""
+
+    def log_prob_at(self, x: Tensor, alpha: Any, sigma: Any) -> Tensor: ...
+
+    def sample(self, n: int, seed: int = 0) -> Tensor: ...
+
+
+@runtime_checkable
+class Moments(Protocol):
+    """A target that knows its mean (*event) and covariance (D, D)."""
+
+    def moments(self) -> tuple[Tensor, Tensor]: ...
 
 
 class ExactModel(ScoreModel):
@@ -28,10 +55,10 @@ class ExactModel(ScoreModel):
         sde: the diffusion.
     """
 
-    def __init__(self, target: GaussianMixture, sde: SDE) -> None:
+    def __init__(self, target: Target, sde: SDE) -> None:
         super().__init__(sde, target.event_shape)
         self.target = target
-        if hasattr(target, "moments"):
+        if isinstance(target, Moments):
             self.reference = GaussianReference.of_moments(*target.moments(), exact=True)
 
     def predict(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # takes no conditions

@@ -35,7 +35,7 @@ from scoresde.solvers.loop import solve
 from scoresde.solvers.multistep import DPMSolverPP, UniPC
 from scoresde.solvers.planning import bind_solver, make_times
 from scoresde.solvers.recipe import Recipe, fingerprint
-from scoresde.solvers.reference import ReferenceSolver
+from scoresde.solvers.reference import ReferenceScheme, ReferenceSolver
 
 if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
@@ -190,7 +190,7 @@ class Judged:
         }
         model = {"sde": repr(p.model.sde), "event_shape": list(p.model.event_shape), "reference": p.reference.fingerprint()}
         model |= {"weights": fingerprint(p.model), "cond": sorted(cond)}
-        if p.own and getattr(solver, "reference", None) is not None:
+        if p.own and isinstance(solver, (ReferenceSolver, ReferenceScheme)):
             solver = dataclasses.replace(solver, reference=None)  # type: ignore[type-var]
         return Recipe(solver, tuple(times.tolist()), nfe, model, report)
 

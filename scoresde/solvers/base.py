@@ -39,6 +39,7 @@ from scoresde.errors import ConfigError
 from scoresde.sdes import grid
 
 if TYPE_CHECKING:
+    from scoresde.models.reference import GaussianReference
     from scoresde.sdes.base import SDE
     from scoresde.sdes.levels import Level
 
@@ -70,6 +71,7 @@ class Solver(ABC):
         per_sample: whether a sample can fail alone, as NaN, while the others go on.
         needs_memory: whether its state holds where it is, so that nobody else may move x between its steps.
         blocks: blocks of noise streams that one of its steps uses beside its own (see ``Restart``).
+        reference: the Gaussian reference in whose coordinates it works, if it is not the model's.
         label: its name in tables; None: its class and arguments.
         own_grid: whether it spaces its steps otherwise than the SDE does.
     """
@@ -103,6 +105,10 @@ class Solver(ABC):
     @property
     def blocks(self) -> int:
         return 0
+
+    @property
+    def reference(self) -> GaussianReference | None:
+        return None
 
     @property
     def label(self) -> str | None:

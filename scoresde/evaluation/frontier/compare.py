@@ -25,6 +25,7 @@ from scoresde.core.checks import check_data, check_positive_int
 from scoresde.core.digest import digest, plain_repr, solver_digest
 from scoresde.core.noise import check_seed
 from scoresde.core.progress import bar
+from scoresde.data.transform import Transform
 from scoresde.errors import ConfigError, DTypeError, ShapeError
 from scoresde.evaluation.features import FeatureExtractor, features_name
 from scoresde.evaluation.frontier.distances import NEIGHBOURS
@@ -36,6 +37,7 @@ from scoresde.evaluation.frontier.work import Samples, Work
 from scoresde.models.base import check_model
 from scoresde.models.batches import batch_size_of
 from scoresde.models.conditions import check_conditions
+from scoresde.models.exact import Drawn, ExactModel
 from scoresde.sdes.grid import default_end, uniform
 from scoresde.solvers.base import check_solver
 from scoresde.solvers.corrector import Langevin, PredictorCorrector
@@ -47,7 +49,6 @@ from scoresde.solvers.runge_kutta import Euler, Heun
 from scoresde.solvers.stochastic_adams import SASolver, StochasticExponential
 
 if TYPE_CHECKING:
-    from scoresde.data.transform import Transform
     from scoresde.evaluation.frontier.jobs import Job
     from scoresde.models.base import ScoreModel
 
@@ -151,12 +152,11 @@ def frontier(
     check_conditions(model.conditions, cond, frontier)
     check_seed(seed)
     check_noise(noise)
-    target = getattr(model, "target", None)
-    target = target if hasattr(target, "log_prob_at") and hasattr(target, "sample") else None
+    target = model.target if isinstance(model, ExactModel) and isinstance(model.target, Drawn) else None
     if reference is None and target is None:
         raise ConfigError("no reference was given, and the model is not exact: give real samples that were held out of training")
     if transform is None and isinstance(reference, Tensor) and not reference.is_floating_point():
-        transform = getattr(model, "transform", None)
+        transform = model.transform
     end = default_end(model.sde) if t_end is None else t_end
     end = float(uniform(model.sde, 1, end=end)[-1])  # checks it
     given = [nfe] if isinstance(nfe, (int, str)) or not isinstance(nfe, Iterable) else nfe
@@ -263,6 +263,6 @@ def _model_space(x: Tensor, transform: Transform | None, model: ScoreModel, seed
         return check_data(x, model.event_shape, name).detach().cpu().double()
     if not isinstance(x, Tensor):
         raise DTypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor: use torch.as_tensor({name})")
-    if not hasattr(transform, "dequantize"):
+    if not isinstance(transform, Transform):
         raise ConfigError(f"transform = {transform!r}, expected a scoresde.Transform(levels=...), or None")
     return check_data(transform.dequantize(x.cpu(), seed % (1 << 64), dtype=torch.float64), model.event_shape, name)

@@ -131,7 +131,7 @@ def finite(interval: Interval) -> Interval:
 # ---- names
 def chooses_steps(solver: Any) -> bool:
     """Whether a solver chooses its own steps. A recipe of one call has a step all the same."""
-    return not isinstance(solver, Recipe) and getattr(solver, "default_steps", Solver.default_steps) == 1
+    return not isinstance(solver, Recipe) and solver.default_steps == 1
 
 
 def label_of(solver: Any) -> str:
@@ -144,7 +144,7 @@ def label_of(solver: Any) -> str:
         return solver
     if isinstance(solver, Recipe):
         return f"Recipe(nfe={solver.nfe})"
-    if isinstance(getattr(solver, "label", None), str):
+    if solver.label is not None:
         return solver.label
     if not dataclasses.is_dataclass(solver):
         return type(solver).__name__

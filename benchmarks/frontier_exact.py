@@ -1,4 +1,5 @@
-"""Pathwise error against network calls on exact mixtures: `python benchmarks/frontier_exact.py` (twenty minutes; `--no-tune`: two).
+"""Pathwise error against network calls on exact mixtures: `python benchmarks/frontier_exact.py` (twenty minutes; `--no-tune`: two;
+`--quick`: a few numbers, in one, to see whether a change of the code changed any).
 
 Two mixtures (2-D, 16-D) for which the errors of five public libraries are in ``published/exact_mixtures.json``, with the same start
 noise and the same definition of the error, and four that nobody tuned anything for (8-D and 32-D, full covariances; exact moments,
@@ -60,12 +61,13 @@ def run(model: sd.ScoreModel, solver: Any, n: int, x: torch.Tensor, grid: Any = 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-tune", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="three targets, 5, 10 and 20 calls, nothing tuned")
     parser.add_argument("--only", default="", help="part of a target's name")
     a = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for name, (mixture, published, reference) in targets().items():
-        if a.only not in name:
+        if a.only not in name or (a.quick and "32" in name):
             continue
         model = sd.ExactModel(mixture, sd.VPSDE())
         model.reference = reference or model.reference
@@ -73,7 +75,7 @@ def main() -> None:
         x = torch.randn(1000, dim, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
         accurate = sd.TorchDiffEq("dopri8", rtol=1e-11, atol=1e-11)
         exact = sd.sample(model, x_init=x, times=[1.0, 1e-3], solver=accurate, batch_size=250)
-        for n in NFE:
+        for n in (5, 10, 20) if a.quick else NFE:
             found = []
             for solver in CLASSICS:
                 for label, grid in GRIDS.items():
@@ -92,7 +94,7 @@ def main() -> None:
             row = {"target": name, "nfe": calls, "best_rival": rival, "our_classic": classic[0], "which": classic[2]}
             row |= {"auto": median, "auto_ratio": median / rival, "auto_rms_ratio": rms / rival_rms}
             row |= {"tuned": float("nan"), "tuned_ratio": float("nan"), "tuned_rms_ratio": float("nan"), "tune_seconds": float("nan")}
-            if n in TUNED and not a.no_tune and (published is not None or reference is not None):
+            if n in TUNED and not (a.no_tune or a.quick) and (published is not None or reference is not None):
                 start = time.perf_counter()
                 recipe = sd.tune(model, n, progress=False)
                 model.recipes.clear()  # auto stays untuned
@@ -105,7 +107,7 @@ def main() -> None:
             rows.append(row)
             print(table([row]).splitlines()[-1], flush=True)
         if not a.only and not a.no_tune:
-            write("frontier_exact", rows, published=PUBLISHED.name)
+            write("frontier_exact_quick" if a.quick else "frontier_exact", rows, published=PUBLISHED.name)
     print(table(rows))
 
 

@@ -17,6 +17,7 @@ from scoresde.core import faces
 from scoresde.core.encoding import arguments, check_weights, plain
 from scoresde.data.transform import Transform
 from scoresde.errors import CheckpointMismatch, ConfigError
+from scoresde.models import parameterization as parameterizations
 from scoresde.models.network import NetworkModel
 from scoresde.models.reference import GaussianReference
 from scoresde.sdes.base import SDE
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from scoresde.checkpoints.format import Checkpoint
     from scoresde.models.base import ScoreModel
     from scoresde.models.parameterization import Parameterization
-
-_PARAMETERIZATIONS = ("x0", "eps", "score", "v", "edm")
-
 
 def with_reference(
     model: ScoreModel, tensors: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any]
@@ -103,7 +101,7 @@ def build_model(
         sde = _make(_own_class(saved["sde"], sdes, SDE, "sde", path), saved["sde"]["args"], "sde", path)
     if parameterization is None:
         parameterization = saved["parameterization"]
-        if parameterization not in _PARAMETERIZATIONS:
+        if parameterization not in parameterizations.NAMES:
             raise ConfigError(
                 f"{path}: its parameterization {parameterization!r} is not one of scoresde's: "
                 "give yours, load(path, parameterization=...)"

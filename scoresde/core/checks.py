@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-import typing
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
 
 
-def did_you_mean(name: str, names: typing.Iterable[str]) -> str:
-    """; did you mean 'Heun'? -- or nothing."""
+def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """; did you mean 'Heun'? -- or nothing, where no name is alike."""
     lower = {n.lower(): n for n in names}
-    close = get_close_matches(name.lower(), lower, 1, 0.5)
+    close = get_close_matches(name.lower(), lower, 1, cutoff)
     return f"; did you mean {lower[close[0]]!r}?" if close else ""
 
 

@@ -136,7 +136,7 @@ def _damaged(content: bytes) -> str:
 
 def without_nan(value: Any) -> Any:
     """NaN and infinity, which JSON does not have, as None."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: without_nan(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_nan(v) for v in value]

@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.core.digest import of_tensors
+from scoresde.core.encoding import without_nan
 from scoresde.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Report:
         """JSON of everything, NaN as null; written to a file if one is named."""
         content = {"value": self.value, "std_error": self.std_error, "interval": list(self.interval), "unit": self.unit}
         terms = [{"name": t.name, "value": t.value, "what": t.what} for t in self.terms]
-        text = json.dumps(_plain(content | {"terms": terms, "settings": self.settings, "per_sample": list(self.per_sample)}), indent=1)
+        text = json.dumps(without_nan(content | {"terms": terms, "settings": self.settings, "per_sample": list(self.per_sample)}), indent=1)
         if path is not None:
             Path(path).write_text(text + "\n")
         return text
@@ -163,12 +163,3 @@ def _version(name: str) -> str:
     from importlib.metadata import version
 
     return version(name)
-
-
-def _plain(value: Any) -> Any:
-    """The same of what JSON knows: NaN and infinity are null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

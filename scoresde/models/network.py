@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from scoresde.core.checks import did_you_mean
 from scoresde.core.tensors import affine, like
 from scoresde.errors import ConfigError
-from scoresde.models import parameterization as parameterizations
+from scoresde.models import parameterization
 from scoresde.models.base import ScoreModel
 from scoresde.models.conditions import Conditions
+from scoresde.sdes.levels import Level
 
 if TYPE_CHECKING:
     from scoresde.models.parameterization import Parameterization
@@ -54,11 +54,11 @@ class NetworkModel(ScoreModel):
         level = self.sde.level(t, x)
         alpha, sigma = level.alpha, level.sigma
         c_skip, c_out = self.parameterization(alpha, sigma)
-        c_in = parameterizations.input_scale(self.parameterization, alpha, sigma)
-        if isinstance(alpha, float):
-            c_noise = torch.full((x.shape[0],), math.log(sigma / alpha) / 4, dtype=x.dtype, device=x.device)
+        c_in = parameterization.input_scale(self.parameterization, alpha, sigma)
+        if isinstance(level, Level):
+            c_noise = torch.full((x.shape[0],), -level.lam / 4, dtype=x.dtype, device=x.device)
         else:
-            c_noise = like((sigma / alpha).log() / 4, x).flatten()
+            c_noise = like(-level.lam / 4, x).flatten()
         F = self.net(like(c_in, x) * x, c_noise, **cond)
         if not isinstance(F, Tensor) or F.shape != x.shape:
             return F, F  # reported by the caller
@@ -70,14 +70,13 @@ class NetworkModel(ScoreModel):
         return x0, eps
 
 
-def _resolve(parameterization: str | Parameterization) -> Parameterization:
-    if callable(parameterization):
-        return parameterization
-    names = ("x0", "eps", "score", "v", "edm")
-    if parameterization not in names:
-        close = get_close_matches(str(parameterization), names, 1, 0.3)
+def _resolve(given: str | Parameterization) -> Parameterization:
+    if callable(given):
+        return given
+    if given not in parameterization.NAMES:
+        names = ", ".join(parameterization.NAMES)
         raise ConfigError(
-            f"parameterization = {parameterization!r}, expected one of {', '.join(names)} or a function "
-            "(alpha, sigma) -> (c_skip, c_out)" + (f"; did you mean {close[0]!r}?" if close else "")
+            f"parameterization = {given!r}, expected one of {names} or a function (alpha, sigma) -> (c_skip, c_out)"
+            + did_you_mean(str(given), parameterization.NAMES, 0.3)
         )
-    return getattr(parameterizations, parameterization)
+    return parameterization.NAMES[given]

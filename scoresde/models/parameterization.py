@@ -46,6 +46,9 @@ def edm(alpha: Number, sigma: Number) -> tuple[Number, Number]:
     return alpha * SIGMA_DATA**2 / variance, sigma * SIGMA_DATA / variance**0.5
 
 
+NAMES: dict[str, Parameterization] = {"x0": x0, "eps": eps, "score": score, "v": v, "edm": edm}
+
+
 def input_scale(parameterization: Parameterization, alpha: Number, sigma: Number) -> Number:
     """c_in = 1/sqrt(alpha^2 sigma_data^2 + sigma^2), with sigma_data = 0.5 for ``edm`` and 1 for all others."""
     sigma_data = SIGMA_DATA if parameterization is edm else 1.0

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from scoresde.core.checks import did_you_mean
 from scoresde.core.streams import SECOND, STEP
 from scoresde.errors import ConfigError, SolverError
 from scoresde.solvers.base import Solver, check_eta, check_tolerances
@@ -36,10 +36,7 @@ STOCHASTIC = {
 
 def _check_method(method: str, methods: tuple[str, ...]) -> None:
     if method not in methods:
-        close = get_close_matches(str(method), methods, 1, 0.3)
-        raise ConfigError(
-            f"method = {method!r}, expected one of {', '.join(methods)}" + (f"; did you mean {close[0]!r}?" if close else "")
-        )
+        raise ConfigError(f"method = {method!r}, expected one of {', '.join(methods)}{did_you_mean(str(method), methods, 0.3)}")
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def finite(interval: Interval) -> Interval:
 # ---- names
 def chooses_steps(solver: Any) -> bool:
     """Whether a solver chooses its own steps. A recipe of one call has a step all the same."""
-    return not isinstance(solver, Recipe) and solver.default_steps == 1
+    return isinstance(solver, Solver) and not isinstance(solver, Recipe) and solver.default_steps == 1
 
 
 def label_of(solver: Any) -> str:

@@ -16,12 +16,10 @@ from scoresde.core.digest import digest, of_tensors
 from scoresde.core.noise import check_ids, check_seed
 from scoresde.core.pieces import pack, run, unpack
 from scoresde.errors import ConfigError
-from scoresde.likelihood.budget import corrected, mean, mean_error, root_sum
 from scoresde.likelihood.dequantize import resolve
 from scoresde.likelihood.method import check_data_scale, identity, method
 from scoresde.likelihood.ode import evaluate
-from scoresde.likelihood.report import Term
-from scoresde.likelihood.results import BitsPerDim, LogProb
+from scoresde.likelihood.results import BitsPerDim, LogProb, bits_of
 from scoresde.models.base import check_model, check_same_kind
 from scoresde.models.conditions import check_conditions, check_lengths, slice_cond
 
@@ -32,9 +30,6 @@ if TYPE_CHECKING:
     from scoresde.solvers.base import Solver
 
 CHECK = 32  # samples on which the errors of the time steps and of the cut at t_min are estimated
-
-NO_CUT = Term("cut", 0.0, "none: this is a bound on the discrete data")
-
 
 def bits_per_dim(
     model: ScoreModel,
@@ -138,15 +133,11 @@ def bits_per_dim(
             records.append(r.to_record() | {"log_q": pack(log_q.tolist())})
         return {"draws": records}
 
-    def bits(ratio: Tensor) -> Tensor:
-        """Of log p/q, (draws, B)."""
-        return scale * (ratio.logsumexp(0) - math.log(K) if importance_weighted else ratio.mean(0))
-
     def so_far(record: dict[str, Any]) -> list[float]:
         log_p, log_q = (
             torch.tensor([unpack(r[name]) for r in record["draws"]], dtype=torch.float64) for name in ("log_prob", "log_q")
         )
-        return bits(log_p - log_q).tolist()
+        return bits_of(log_p - log_q, scale, importance_weighted).tolist()
 
     decisive: dict[str, Any] = {}
     if out is not None or share:
@@ -156,34 +147,5 @@ def bits_per_dim(
     results = [LogProb.join([r["draws"][draw] for r in records], settings, x) for draw in range(K)]
     log_q = [[v for r in records for v in unpack(r["draws"][draw]["log_q"])] for draw in range(K)]
     ratio = torch.stack([r.log_prob for r in results]).cpu() - torch.tensor(log_q, dtype=torch.float64)
-    per_sample = bits(ratio)
-    # the same probes serve every draw, so their error does not average out over draws
-    probe_std_error = abs(scale) * math.sqrt(sum(root_sum(r.std_error) ** 2 for r in results) / K)
-    within = root_sum(scale * ratio.std(0)) / math.sqrt(K) if K > 1 and not importance_weighted else math.nan
-    data, probe, *biases = results[0].terms(scale)
-    better = (math.nan, math.nan)
-    if check_steps is not None and not importance_weighted:
-        better = corrected(per_sample, scale * results[0].discretization.cpu())
-        note = f": {better[0]:.4f} +- {better[1]:.4f} without it"
-        biases = [term._replace(what=term.what + note) if term.name == "time steps" else term for term in biases]
-    if not dequantizer.blur:
-        biases = [term if term.name != "cut" else NO_CUT for term in biases]
-    nfe, vjp = sum(r.nfe for r in results), sum(r.vjp for r in results)
-    return BitsPerDim(
-        mean=mean(per_sample),
-        std_error=mean_error(per_sample),
-        per_sample=per_sample,
-        nfe=nfe,
-        dequantization_std=abs(scale) * float(ratio.mean(1).std()) if K > 1 else math.nan,
-        probe_std_error=probe_std_error,
-        settings=settings | {"nfe": nfe, "vjp": vjp},
-        terms=(
-            data._replace(value=mean_error(per_sample)),
-            Term("dequantization", within, f"standard error over {K} draws for each sample"),
-            probe._replace(value=probe_std_error),
-            *biases,
-        ),
-        check_nfe=sum(r.check_nfe for r in results),
-        corrected=better[0],
-        corrected_std_error=better[1],
-    )
+    found = BitsPerDim.of(results, ratio, scale, settings, importance_weighted)
+    return found if dequantizer.blur else found.without_cut()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoresde.core import pieces
 from scoresde.likelihood import budget
-from scoresde.likelihood.budget import known, mean, mean_error, root_sum
+from scoresde.likelihood.budget import corrected, known, mean, mean_error, root_sum
 from scoresde.likelihood.report import Report, Term
 
 
@@ -140,6 +140,14 @@ class Elbo:
         return f"bound {self.mean:.4f} +- {self.std_error:.4f} {self.unit} ({len(self.per_sample)} samples)"
 
 
+NO_CUT = Term("cut", 0.0, "none: this is a bound on the discrete data")
+
+
+def bits_of(ratio: Tensor, scale: float, importance_weighted: bool) -> Tensor:
+    """Bits per dimension (B,) of log p/q (draws, B): of the mean of the logs, or importance weighted of the log of the mean."""
+    return scale * (ratio.logsumexp(0) - math.log(len(ratio)) if importance_weighted else ratio.mean(0))
+
+
 @dataclass(frozen=True)
 class BitsPerDim:
     """Bits per dimension of integer levels.
@@ -169,6 +177,45 @@ class BitsPerDim:
     check_nfe: int = 0
     corrected: float = math.nan
     corrected_std_error: float = math.nan
+
+    @classmethod
+    def of(
+        cls, draws: Sequence[LogProb], ratio: Tensor, scale: float, settings: dict[str, Any], importance_weighted: bool = False
+    ) -> BitsPerDim:
+        """The figure of log p of each draw and the ratios log p/q, (draws, B); ``scale`` is -1/(D ln 2), of nats to bits per dimension."""
+        K, per_sample = len(draws), bits_of(ratio, scale, importance_weighted)
+        # the same probes serve every draw, so their error does not average out over draws
+        probe_std_error = abs(scale) * math.sqrt(sum(root_sum(r.std_error) ** 2 for r in draws) / K)
+        within = root_sum(scale * ratio.std(0)) / math.sqrt(K) if K > 1 and not importance_weighted else math.nan
+        data, probes, *biases = draws[0].terms(scale)
+        better = (math.nan, math.nan)
+        if "check_steps" in settings and not importance_weighted:
+            better = corrected(per_sample, scale * draws[0].discretization.cpu())
+            note = f": {better[0]:.4f} +- {better[1]:.4f} without it"
+            biases = [term._replace(what=term.what + note) if term.name == "time steps" else term for term in biases]
+        nfe, vjp = sum(r.nfe for r in draws), sum(r.vjp for r in draws)
+        return cls(
+            mean=mean(per_sample),
+            std_error=mean_error(per_sample),
+            per_sample=per_sample,
+            nfe=nfe,
+            dequantization_std=abs(scale) * float(ratio.mean(1).std()) if K > 1 else math.nan,
+            probe_std_error=probe_std_error,
+            settings=settings | {"nfe": nfe, "vjp": vjp},
+            terms=(
+                data._replace(value=mean_error(per_sample)),
+                Term("dequantization", within, f"standard error over {K} draws for each sample"),
+                probes._replace(value=probe_std_error),
+                *biases,
+            ),
+            check_nfe=sum(r.check_nfe for r in draws),
+            corrected=better[0],
+            corrected_std_error=better[1],
+        )
+
+    def without_cut(self) -> BitsPerDim:
+        """The same of a dequantizer that draws at t_min itself: the bound on the discrete data is exact, nothing is cut off."""
+        return replace(self, terms=tuple(NO_CUT if term.name == "cut" else term for term in self.terms))
 
     def report(self) -> Report:
         """The mean with its error budget: a table to print, ``to_json`` to keep, ``compare`` to compare."""

@@ -1,4 +1,4 @@
-"""Bits per dimension of integer levels, with their error budget; and log p, see ``_log_prob``."""
+"""Bits per dimension of integer levels, with their error budget."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ The integral is that of the Gaussian reference, which is known, plus that of the
           = \tfrac12 \sum_i \Big[\log\frac{u}{c_i + u} + \frac{c_i - r_i^2}{c_i + u}\Big]_{u = s^2(t_\mathrm{min})}^{s^2(t_\mathrm{max})},
           \qquad r = U^T (x - m)
 
-The difference fades at both ends, and times are stratified, uniform in the w of ``_density.Clock``. Without a reference it is
+The difference fades at both ends, and times are stratified, uniform in the w of ``clock.Clock``. Without a reference it is
 c = infinity, that is eps_ref = 0, and times are uniform in the log-SNR.
 """
 

@@ -1,6 +1,6 @@
 r"""log p along the probability-flow ODE in the coordinates of a Gaussian reference: one network call a node.
 
-With the symbols of ``scoresde.reference``, v = c + s^2 and lam = log(alpha/sigma), the density p_z of z obeys
+With the symbols of ``GaussianReference``, v = c + s^2 and lam = log(alpha/sigma), the density p_z of z obeys
 
 .. math:: \frac{dz}{d\lambda} = F, \qquad \frac{d \log p_z}{d\lambda} = -A, \qquad
           A = \alpha \, \mathrm{tr} \frac{dD}{dx} - \sum_i \frac{c_i}{v_i}

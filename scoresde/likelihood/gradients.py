@@ -2,7 +2,7 @@ r"""log p as a differentiable function of x and of the parameters of a model, an
 
 .. math:: \log p(x) = \log p_T(x_T) + \int_{t_\mathrm{min}}^{t_\mathrm{max}} \nabla \cdot v(x_t, t)\, dt
 
-by the steps of ``log_prob`` (see ``_density``), each of which is differentiated: what comes out is the exact gradient of the number
+by the steps of ``log_prob`` (see ``flow``), each of which is differentiated: what comes out is the exact gradient of the number
 that ``log_prob`` answers with as many steps, not a discretization of the adjoint equation. The trace asks for second derivatives of
 the network. The graph holds all network calls, so that memory grows as steps x batch.
 """

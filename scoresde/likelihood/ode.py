@@ -71,7 +71,7 @@ def log_prob(
             Gaussian reference, else ``TorchDiffEq()``.
         steps: of a solver with fixed steps; None is 40 network calls of ``ReferenceSolver``, the solver's own number for others.
         divergence: "hutchinson" (unbiased, one vjp a probe), "reference" (its vectors in the basis of the Gaussian reference),
-            "gaussian", "hutch++" (probes are all vjps, at least 3), or "exact" (D vjps); see ``scoresde._traces``.
+            "gaussian", "hutch++" (probes are all vjps, at least 3), or "exact" (D vjps); see ``traces.py``.
         probes: random vectors of the trace estimate; two or more (six or more for "hutch++") give a standard error. A model with a
             reference has its Hutchinson estimates corrected by half of the error that they make for the reference.
         prior: None for N(0, prior_std^2 I); "reference" for N(alpha m, alpha^2 C + sigma^2 I) of the model's reference at t_max; or

@@ -36,7 +36,7 @@ class LogProb:
         cut: estimate of log p of the data without the blur of sigma(t_min), less log p, to first order in sigma^2; of the same.
         check_nfe: network calls for these two.
         settings: what all this was computed with.
-        sums: (B, 2), where the mismatch is that of the latents: what is needed of them, see ``_budget``.
+        sums: (B, 2), where the mismatch is that of the latents: what is needed of them, see ``budget.mismatch_of_all``.
     """
 
     log_prob: Tensor

@@ -96,7 +96,7 @@ def sample(
         seed: integer in [0, 2^64).
         noise: "independent" draws, addressed by the number of the step; or "path": the increments of one Brownian path a sample
             over log(alpha/sigma), the same path for any steps, times and t_end, so that results at several step counts differ by
-            their discretization alone (see ``scoresde.noise.BrownianPath``).
+            their discretization alone (see ``scoresde.core.brownian.BrownianPath``).
         denoise: at the end, replace x by E[x_0 | x] (Tweedie's formula, one more call).
         batch_size: samples computed at once; None: a function of the event shape, good on a CPU (more is faster on a GPU).
         return_log_prob: also return log p of the samples at the last time, (n,) float64 in nats: of the density that the

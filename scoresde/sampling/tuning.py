@@ -1,6 +1,6 @@
 r"""``tune``: the best solver, time grid and multistep weights for one model and one budget of network calls.
 
-Pilot paths of the model's own probability-flow ODE are solved accurately once. In the coordinates z of ``scoresde.reference`` any
+Pilot paths of the model's own probability-flow ODE are solved accurately once. In the coordinates z of ``GaussianReference`` any
 explicit scheme with one call a step is z_(i+1) = z_0 + sum_j A_ij F_j, linear in its weights A: along the scheme's own states each
 row is a least-squares fit to the pilot paths, without any gradient (``fit_weights``). A search over the grid's centre and width
 surrounds it; then nodes and weights are polished by Adam through the solver, on minus the log error, where memory allows. What

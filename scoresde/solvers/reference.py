@@ -1,6 +1,6 @@
 r"""Multistep solvers in the coordinates of a Gaussian reference: exact for Gaussian data, fast for what is near.
 
-In the coordinates z of ``scoresde.reference`` the probability-flow ODE is dz/dlam = F, and F = 0 for Gaussian data. Its time is
+In the coordinates z of ``GaussianReference`` the probability-flow ODE is dz/dlam = F, and F = 0 for Gaussian data. Its time is
 
 .. math:: w = u/(1 + u), \qquad u = (s/s_c)^{1/width}, \qquad s = \sigma/\alpha
 

@@ -27,6 +27,7 @@ from scoresde.errors import ConfigError
 from scoresde.solvers.base import Solver, check_eta, check_tolerances
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.sdes.base import SDE
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
@@ -108,7 +109,7 @@ def _stop(active: Tensor, these: Tensor, why: Tensor, code: int) -> tuple[Tensor
 
 
 def _finish(
-    solver: Any, model: Any, path: _Path, y: Tensor, why: Tensor, at: Tensor, before: Tensor, state: _Progress, noise: Draw
+    solver: Any, model: Answers, path: _Path, y: Tensor, why: Tensor, at: Tensor, before: Tensor, state: _Progress, noise: Draw
 ) -> tuple[Tensor, _Progress]:
     """x at s, NaN in the rows that failed, which are explained; the calls of each sample are told to those who count."""
     model.count_samples(noise.ids, state.nfe - before)
@@ -163,10 +164,10 @@ class AdaptiveODE(Solver):
         if self.method not in PAIRS:
             raise ConfigError(f"method = {self.method!r}, expected one of {', '.join(PAIRS)}")
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> _Progress:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> _Progress:
         return _begin(x)
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: _Progress, noise: Draw) -> tuple[Tensor, _Progress]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: _Progress, noise: Draw) -> tuple[Tensor, _Progress]:
         path, pair = _Path(model.sde, t, s), PAIRS[self.method]
         norm: Callable[[Tensor], Tensor] = model.error_norm
         calls, look = len(pair.nodes) - 1, 1 if x.device.type == "cpu" else LOOK_EVERY
@@ -282,10 +283,10 @@ class AdaptiveSDE(Solver):
     def loosened(self, factor: float) -> AdaptiveSDE:
         return replace(self, rtol=factor * self.rtol, atol=factor * self.atol)
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> _Progress:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> _Progress:
         return _begin(x)
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: _Progress, noise: Any) -> tuple[Tensor, _Progress]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: _Progress, noise: Any) -> tuple[Tensor, _Progress]:
         if not s < t:
             raise ConfigError(f"{self} runs from noise to data only; use AdaptiveODE, TorchDiffEq or Heun the other way")
         path = _Path(model.sde, t, s)
@@ -306,7 +307,7 @@ class AdaptiveSDE(Solver):
         def drift(y: Tensor, u: Tensor) -> Tensor:
             """cos(theta) v + eta^2 eps."""
             at = path.time(u.sinh().atan())
-            level = model.sde.level(at, y)
+            level: Any = model.sde.level(at, y)
             c2 = level.alpha.square() + level.sigma.square()
             x0, eps = model.predict(like(c2.sqrt(), y) * y, at)
             return affine(level.alpha.square() / c2 + self.eta**2, eps, -level.alpha * level.sigma / c2, x0)

@@ -39,6 +39,7 @@ from scoresde.errors import ConfigError
 from scoresde.sdes import grid
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.models.reference import GaussianReference
     from scoresde.sdes.base import SDE
     from scoresde.sdes.levels import Level
@@ -58,6 +59,20 @@ ASKS = ("x0", "eps", "velocity")
 NOISES = ("deterministic", "strong", "weak")
 
 
+if TYPE_CHECKING:
+    fact = property
+else:
+
+    class fact:
+        """A property that a field of a subclass may stand in for, one without a default too."""
+
+        def __init__(self, function: Any) -> None:
+            self.function, self.__doc__ = function, function.__doc__
+
+        def __get__(self, solver: Any, owner: type) -> Any:
+            return self if solver is None else self.function(solver)
+
+
 class Solver(ABC):
     """The base of all solvers, and everything that is asked of one. A subclass gives ``step``, and says where it differs.
 
@@ -66,6 +81,7 @@ class Solver(ABC):
         asks: "x0", "eps" or "velocity", what it takes from the model. log p along the way of samples is a part of the state for those
             that ask for the velocity; for all others its rate is noted at their calls, which must be at decreasing times.
         accuracy: the order at which its results converge in the number of steps; None if they do not, however many there are.
+        order: the same; of a family of methods its member's own number, as the papers count it (UniPC of order p converges at p + 1).
         noise: what the accuracy is that of: "deterministic" results, "strong" (each path for its own noise) or "weak" (the law).
         needs_path: whether it looks its noise up on a Brownian path (``noise.brownian``), to return to it.
         per_sample: whether a sample can fail alone, as NaN, while the others go on.
@@ -78,47 +94,51 @@ class Solver(ABC):
 
     default_steps: int = 50
 
-    @property
+    @fact
     def asks(self) -> str:
         return "velocity"
 
-    @property
+    @fact
     def accuracy(self) -> float | None:
         return None
 
-    @property
+    @fact
+    def order(self) -> Any:
+        return self.accuracy
+
+    @fact
     def noise(self) -> str:
         return "deterministic"
 
-    @property
+    @fact
     def needs_path(self) -> bool:
         return False
 
-    @property
+    @fact
     def per_sample(self) -> bool:
         return False
 
-    @property
+    @fact
     def needs_memory(self) -> bool:
         return False
 
-    @property
+    @fact
     def blocks(self) -> int:
         return 0
 
-    @property
+    @fact
     def reference(self) -> GaussianReference | None:
         return None
 
-    @property
+    @fact
     def label(self) -> str | None:
         return None
 
-    @property
+    @fact
     def own_grid(self) -> bool:
         return type(self).grid is not Solver.grid
 
-    def bind(self, model: Any, steps: int | None) -> Solver:
+    def bind(self, model: Answers, steps: int | None) -> Solver:
         """This solver for a model and a number of steps, None where a user gave the times: itself, if it need not know them."""
         return self
 
@@ -126,12 +146,12 @@ class Solver(ABC):
         """The n + 1 decreasing times of n steps, float64: the SDE's default grid, if it knows no better."""
         return grid.default(sde, n, start, end)
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> Any:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> Any:
         """The state before the first step: what is computed once per solve. None by default."""
         return None
 
     @abstractmethod
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         """One step from x at t to x at s."""
 
     def loosened(self, factor: float) -> Solver | None:
@@ -143,7 +163,7 @@ class Corrector(ABC):
     """What moves x towards p_t without leaving t; used inside ``PredictorCorrector``."""
 
     @abstractmethod
-    def correct(self, model: Any, x: Tensor, t: Level, noise: Draw) -> Tensor:
+    def correct(self, model: Answers, x: Tensor, t: Level, noise: Draw) -> Tensor:
         """x after it, of the shape of x. ``noise(CORRECTOR + i)`` is the noise of its i-th step."""
 
 
@@ -189,17 +209,17 @@ class Wrapper(Solver):
     def own_grid(self) -> bool:
         return self.inner.own_grid
 
-    def bind(self, model: Any, steps: int | None) -> Any:
+    def bind(self, model: Answers, steps: int | None) -> Any:
         return self.around(self.inner.bind(model, steps))
 
     def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
         return self.inner.grid(sde, n, start, end)
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> Any:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> Any:
         return self.inner.init(model, x, times)
 
 
-def in_units_of_data(solver: Any, model: Any, **units: float) -> Any:
+def in_units_of_data(solver: Any, model: Answers, **units: float) -> Any:
     """The solver with every field that is None set to its unit times the std of the model's data, ``model.reference.scale``.
 
     Without a reference nothing is known of the data, and the solver is given back as it is.

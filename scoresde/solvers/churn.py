@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from scoresde.solvers.base import Solver, check_decreasing
 from scoresde.solvers.stochastic_adams import keep_fields
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.sdes.base import SDE
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
@@ -52,8 +53,8 @@ class EDMStochastic(Solver):
 
     @property
     def accuracy(self) -> float | None:
-        """2 for the ODE. The churn of a solve is the same however many steps share it, and s_noise, if not 1, a bias that stays."""
-        return None if self.s_churn else 2.0
+        """2 for the ODE, and for the law with churn, whose noise leads from one exact law to another; s_noise, if not 1, is a bias that stays."""
+        return 2.0 if self.s_noise == 1 or not self.s_churn else None
 
     @property
     def noise(self) -> str:
@@ -63,7 +64,7 @@ class EDMStochastic(Solver):
         """``grid.karras``, as in the paper."""
         return grid.karras(sde, n, start, end)
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> dict[float, Level]:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> dict[float, Level]:
         """The level that noise is added up to, by the time a step starts from; steps without churn are left out."""
         if self.s_churn:
             check_decreasing(self, times)
@@ -78,7 +79,7 @@ class EDMStochastic(Solver):
         return {t: hat for t, hat in zip(wanted, found, strict=True) if hat.s > t.s}
 
     def step(
-        self, model: Any, x: Tensor, t: Level, s: Level, state: dict[float, Level], noise: Draw
+        self, model: Answers, x: Tensor, t: Level, s: Level, state: dict[float, Level], noise: Draw
     ) -> tuple[Tensor, dict[float, Level]]:
         hat = state.get(t, t)
         if hat is not t:

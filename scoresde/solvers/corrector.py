@@ -16,6 +16,7 @@ from scoresde.solvers.base import Corrector, Solver, Wrapper, check_solver
 from scoresde.solvers.one_step import ReverseDiffusion
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
 
@@ -40,7 +41,7 @@ class Langevin(Solver, Corrector):
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
             raise ConfigError(f"steps = {self.steps!r} of Langevin, expected an integer of at least 0")
 
-    def correct(self, model: Any, x: Tensor, t: Level, noise: Draw) -> Tensor:
+    def correct(self, model: Answers, x: Tensor, t: Level, noise: Draw) -> Tensor:
         """Moves x towards p_t, at t."""
         for i in range(self.steps):
             z = noise(CORRECTOR + i)
@@ -51,7 +52,7 @@ class Langevin(Solver, Corrector):
             x = torch.addcmul(x, h, score).addcmul_((2 * h).sqrt(), z)
         return x
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         return self.correct(model, x, s, noise), state
 
 
@@ -81,7 +82,7 @@ class PredictorCorrector(Wrapper):
                 f"corrector = {self.corrector!r}, expected a corrector: scoresde.Langevin() or a subclass of scoresde.Corrector"
             )
 
-    def bind(self, model: Any, steps: int | None) -> PredictorCorrector:
+    def bind(self, model: Answers, steps: int | None) -> PredictorCorrector:
         """With the predictor for this model."""
         if self.predictor.needs_memory:
             raise ConfigError(
@@ -90,7 +91,7 @@ class PredictorCorrector(Wrapper):
             )
         return self.around(self.predictor.bind(model, steps))
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         if self.order == "corrector-predictor":
             x = self.corrector.correct(model, x, t, noise)
         x, state = self.predictor.step(model, x, t, s, state, noise)

@@ -18,6 +18,7 @@ from scoresde.errors import ConfigError, SolverError
 from scoresde.solvers.base import Solver, check_eta, check_tolerances
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
 
@@ -79,10 +80,10 @@ class TorchDiffEq(Solver):
     def loosened(self, factor: float) -> TorchDiffEq | None:
         return replace(self, rtol=factor * self.rtol, atol=factor * self.atol) if self.method in ADAPTIVE else None
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> int:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> int:
         return 0  # network calls so far
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: int, noise: Draw) -> tuple[Tensor, int]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: int, noise: Draw) -> tuple[Tensor, int]:
         from torchdiffeq import odeint
 
         field = _Velocity(self, model, t, s, state, noise)
@@ -101,7 +102,7 @@ class TorchDiffEq(Solver):
 class _Velocity(torch.nn.Module):
     """The velocity as torchdiffeq wants it, (t, x), watching over what torchdiffeq does not."""
 
-    def __init__(self, solver: TorchDiffEq, model: Any, t: Level, s: Level, nfe: int, noise: Draw) -> None:
+    def __init__(self, solver: TorchDiffEq, model: Answers, t: Level, s: Level, nfe: int, noise: Draw) -> None:
         super().__init__()
         self.solver, self.nfe, self.ids = solver, nfe, noise.ids
         self._model = (model,)  # in a tuple: not a submodule
@@ -171,7 +172,7 @@ class TorchSDE(Solver):
     def accuracy(self) -> float:
         return 1.5 if self.method == "srk" else 1.0
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         import torchsde
 
         if not s < t:
@@ -191,7 +192,7 @@ class _ReverseSDE(torch.nn.Module):
 
     noise_type = "additive"
 
-    def __init__(self, model: Any, shape: torch.Size, t: Level, s: Level, eta: float, sde_type: str) -> None:
+    def __init__(self, model: Answers, shape: torch.Size, t: Level, s: Level, eta: float, sde_type: str) -> None:
         super().__init__()
         self._model, self.shape, self.low, self.high, self.eta = (model,), shape, s, t, eta
         self.sde_type = sde_type

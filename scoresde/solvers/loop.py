@@ -15,6 +15,7 @@ from scoresde.errors import ConfigError, SolverError
 
 if TYPE_CHECKING:
     from scoresde.core.noise import Noise
+    from scoresde.models.answers import Answers
     from scoresde.sdes.base import SDE
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Solver
@@ -23,7 +24,7 @@ CHECK_EVERY = 16  # steps between two looks for non-finite states: each look wai
 
 
 def solve(
-    model: Any, solver: Solver, x: Tensor | None, levels: list[Level], noise: Any, keep_failed: bool = False
+    model: Answers, solver: Solver, x: Tensor | None, levels: list[Level], noise: Any, keep_failed: bool = False
 ) -> Iterator[tuple[int, Level, Tensor]]:
     """The loop, written once: yields (step, time reached, state) after every step. x None starts from noise.
 

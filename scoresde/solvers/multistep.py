@@ -38,6 +38,7 @@ from scoresde.solvers.base import check_eta
 from scoresde.solvers.weighted_sums import Call, Step, WeightedSums, from_ddim, weighted_sum
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.sdes.base import SDE
     from scoresde.sdes.levels import Level
 
@@ -68,7 +69,7 @@ def _log_snr_grid(self: Any, sde: SDE, n: int, start: float | None = None, end: 
     return grids.log_snr(sde, n, start, end)
 
 
-def _ask_x0(self: Any, model: Any, x: Tensor, t: Level) -> tuple[Tensor | None, Tensor]:
+def _ask_x0(self: Any, model: Answers, x: Tensor, t: Level) -> tuple[Tensor | None, Tensor]:
     return None, model.denoise(x, t)
 
 
@@ -256,7 +257,7 @@ class DEIS(WeightedSums):
 
     grid = _log_snr_grid
 
-    def ask(self, model: Any, x: Tensor, t: Level) -> tuple[Tensor | None, Tensor]:
+    def ask(self, model: Answers, x: Tensor, t: Level) -> tuple[Tensor | None, Tensor]:
         return model.predict(x, t)
 
     def plan_steps(self, sde: SDE, times: list[Level]) -> list[Step]:
@@ -320,7 +321,7 @@ class AdamsBashforth(WeightedSums):
         """Equal steps in log-SNR; of velocity, which knows t alone, the SDE's default grid."""
         return (grids.default if self.of == "velocity" else grids.log_snr)(sde, n, start, end)
 
-    def ask(self, model: Any, x: Tensor, t: Level) -> tuple[Tensor | None, Tensor]:
+    def ask(self, model: Answers, x: Tensor, t: Level) -> tuple[Tensor | None, Tensor]:
         if self.of == "x0":
             return None, model.denoise(x, t)
         if self.of == "velocity":

@@ -16,6 +16,7 @@ from scoresde.sdes import grid
 from scoresde.solvers.base import Solver, brief_repr, check_decreasing, check_eta, in_units_of_data
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.sdes.base import SDE
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
@@ -55,11 +56,11 @@ class EulerMaruyama(Solver):
     def noise(self) -> str:
         return "strong" if self.eta else "deterministic"
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> None:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> None:
         if self.eta:
             check_decreasing(self, times)
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         h = s - t
         x0, eps = model.predict(x, t)
         if self.eta == 0:
@@ -98,7 +99,7 @@ class DDIM(Solver):
     def noise(self) -> str:
         return "strong" if self.eta else "deterministic"
 
-    def bind(self, model: Any, steps: int | None) -> DDIM:
+    def bind(self, model: Answers, steps: int | None) -> DDIM:
         """This solver for data of the model's scale."""
         return in_units_of_data(self, model, scale=1.0)
 
@@ -108,11 +109,11 @@ class DDIM(Solver):
             return _variance_grid(sde, n, start, end, self.scale)
         return grid.logistic(sde, n, start, end, center=0.4 * (1.0 if self.scale is None else self.scale))
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> None:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> None:
         if self.eta:
             check_decreasing(self, times)
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         x0, eps = model.predict(x, t)
         if self.eta == 0:
             return affine(s.alpha, x0, s.sigma, eps), state
@@ -138,7 +139,7 @@ class Ancestral(Solver):
     def __post_init__(self) -> None:
         _check_scale(self.scale)
 
-    def bind(self, model: Any, steps: int | None) -> Ancestral:
+    def bind(self, model: Answers, steps: int | None) -> Ancestral:
         """This solver for data of the model's scale."""
         return in_units_of_data(self, model, scale=1.0)
 
@@ -146,10 +147,10 @@ class Ancestral(Solver):
         """Equal steps in s/sqrt(c + s^2), s = sigma/alpha, c = (0.8 scale)^2: little loss of variance for stds of 0.3 to 1.2 scale."""
         return _variance_grid(sde, n, start, end, self.scale)
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> None:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> None:
         check_decreasing(self, times)
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         r, b2 = transition(t, s)
         x0 = model.denoise(x, t)
         mean = affine(r * s.sigma**2 / t.sigma**2, x, s.alpha * b2 / t.sigma**2, x0)
@@ -164,10 +165,10 @@ class ReverseDiffusion(Solver):
     accuracy: ClassVar[float] = 1.0
     noise: ClassVar[str] = "strong"
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> None:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> None:
         check_decreasing(self, times)
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         r, b2 = transition(t, s)
         return affine(2 - r, x, b2, model.score(x, t)) + math.sqrt(b2) * noise(STEP), state
 

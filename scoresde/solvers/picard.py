@@ -24,6 +24,7 @@ from scoresde.solvers.one_step import DDIM
 
 if TYPE_CHECKING:
     from scoresde.core.noise import StepNoise
+    from scoresde.models.answers import Answers
     from scoresde.sdes.levels import Level
 
 
@@ -109,19 +110,19 @@ class Picard(Wrapper):
         if self.window is not None:
             check_positive_int(self.window, "window")
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> _Window:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> _Window:
         inner = self.solver.init(model, x, times)
         on_device = torch.tensor([float(t) for t in times], dtype=torch.float64, device=x.device)
         return _Window(times, on_device, [math.hypot(t.alpha, t.sigma) for t in times], inner)
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: _Window, noise: Any) -> tuple[Tensor, _Window]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: _Window, noise: Any) -> tuple[Tensor, _Window]:
         if state.settled == state.i:
             state = self._round(model, x, state, noise)
         i = state.i + 1
         guesses = {j: guess for j, guess in state.guesses.items() if j > i}
         return state.guesses[i], replace(state, i=i, guesses=guesses)
 
-    def _round(self, model: Any, x: Tensor, state: _Window, noise: Any) -> _Window:
+    def _round(self, model: Answers, x: Tensor, state: _Window, noise: Any) -> _Window:
         """Evaluates x_i, ..., x_(stop-1) in one batch, improves x_(i+1), ..., x_stop and settles at least the first of them."""
         B, c, i = len(x), state.scales, state.i
         stop = min(i + (self.window or len(c)), len(c) - 1)

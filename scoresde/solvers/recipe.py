@@ -24,6 +24,8 @@ from scoresde.solvers.multistep import DEIS, AdamsBashforth, DPMSolverPP, UniPC
 from scoresde.solvers.reference import ReferenceScheme, ReferenceSolver
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
+    from scoresde.models.base import ScoreModel
     from scoresde.sdes.base import SDE
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
@@ -73,7 +75,7 @@ class Recipe(Wrapper):
     def own_grid(self) -> bool:
         return True
 
-    def bind(self, model: Any, calls: int | None) -> Recipe:
+    def bind(self, model: Answers, calls: int | None) -> Recipe:
         """This recipe for a model. Raises ConfigError if it was made for another."""
         if calls is None:
             raise ConfigError("times and a recipe were given: a recipe has times of its own; leave times out")
@@ -84,7 +86,7 @@ class Recipe(Wrapper):
             raise ConfigError(f"this recipe was made for another model: {wrong}; tune(model, nfe={self.nfe}) makes one for yours")
         return self.around(self.solver.bind(model, None))
 
-    def mismatch(self, model: Any, weights: str | None = None) -> str:
+    def mismatch(self, model: Answers, weights: str | None = None) -> str:
         """What differs between the model that this was made for and the given one; "" if nothing does.
 
         Args:
@@ -109,7 +111,7 @@ class Recipe(Wrapper):
             raise ConfigError(f"t_end = {end} for a recipe that stops at {self.times[-1]}: tune(model, nfe={self.nfe}, t_end={end})")
         return torch.tensor(self.times, dtype=torch.float64)
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         return self.solver.step(model, x, t, s, state, noise)
 
     # ---- JSON
@@ -176,7 +178,7 @@ class Recipe(Wrapper):
         return cls.from_json(file.read_text(errors="replace"), str(file))
 
 
-def fingerprint(model: Any) -> str:
+def fingerprint(model: ScoreModel) -> str:
     """Sixteen hexadecimal digits of a model's weights and of its parameterization, for a model that has one."""
     name = getattr(model.parameterization, "__name__", "") if isinstance(model, NetworkModel) else ""
     return of_model(model, name)

@@ -27,6 +27,7 @@ from scoresde.sdes import grid
 from scoresde.solvers.base import Solver
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.sdes.base import SDE
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
@@ -132,7 +133,7 @@ def start(
     return Path(int(free), z, z, (), Plan(here, coordinates, first=nodes[1] if free else None, **plan))
 
 
-def advance(model: Any, x: Tensor, t: Level, path: Path) -> tuple[Tensor, Path]:
+def advance(model: Answers, x: Tensor, t: Level, path: Path) -> tuple[Tensor, Path]:
     """One step: a network call at the predicted state, the correction of that state, the prediction of the next one."""
     i, z, base, history, plan = path
     here, there, reference = plan.coordinates[i], plan.coordinates[i + 1], plan.reference
@@ -194,7 +195,7 @@ class ReferenceSolver(Solver):
         """k + 1 with the corrector, k without; for many steps, where they are not given."""
         return (self.order or 4) + (self.corrector is not False)
 
-    def bind(self, model: Any, calls: int | None) -> ReferenceSolver:
+    def bind(self, model: Answers, calls: int | None) -> ReferenceSolver:
         """This solver for a model and a number of network calls; None for times that a user gave."""
         reference = model_reference(model) if self.reference is None else self.reference
         if reference.mean.shape != model.event_shape:
@@ -221,7 +222,7 @@ class ReferenceSolver(Solver):
             raise ConfigError("ReferenceSolver has no reference yet: use it in sample(model, ...), or give reference=...")
         return self.reference
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> Path:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> Path:
         reference, free, calls = self._reference(), bool(self.free), len(times) - 1
         width, center = self.width or reference.width, CENTER * reference.scale
         w, nodes = [grid.clock(t.s, center, width) for t in times], list(times)
@@ -234,7 +235,7 @@ class ReferenceSolver(Solver):
         slopes = [-width / (v * (1 - v)) for v in w]
         return start(reference, x, nodes, slopes, free, correct=correct, predict=predict, keep=k + 1)
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Path, noise: Draw) -> tuple[Tensor, Path]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Path, noise: Draw) -> tuple[Tensor, Path]:
         return advance(model, x, t, state)
 
 
@@ -283,7 +284,7 @@ def check_reference(reference: Any) -> None:
         raise ConfigError(f"reference is a {type(reference).__name__}, expected a GaussianReference: scoresde.GaussianReference.fit(data)")
 
 
-def model_reference(model: Any) -> GaussianReference:
+def model_reference(model: Answers) -> GaussianReference:
     """The Gaussian reference of a model. Raises ConfigError if it has none."""
     reference = model.reference
     if reference is not None:
@@ -322,11 +323,11 @@ class ReferenceScheme(Solver):
         if not lengths or lengths != list(range(1, len(lengths) + 1)):
             raise ConfigError(f"weights of ReferenceScheme have rows of lengths {lengths}, expected 1, 2, 3, ...")
 
-    def bind(self, model: Any, calls: int | None) -> ReferenceScheme:
+    def bind(self, model: Answers, calls: int | None) -> ReferenceScheme:
         """This scheme for a model."""
         return self if self.reference is not None else dataclasses.replace(self, reference=model_reference(model))
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> Path:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> Path:
         n, free = len(self.weights), self.first is not None
         if len(times) != n + 1:
             raise ConfigError(f"{len(times)} times for {n} rows of weights: expected {n + 1}")
@@ -338,5 +339,5 @@ class ReferenceScheme(Solver):
         reference = model_reference(model) if self.reference is None else self.reference
         return start(reference, x, nodes, [1.0] * len(nodes), free, correct=none, predict=predict, keep=n)
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Path, noise: Draw) -> tuple[Tensor, Path]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Path, noise: Draw) -> tuple[Tensor, Path]:
         return advance(model, x, t, state)

@@ -21,6 +21,7 @@ from scoresde.solvers.runge_kutta import Heun
 from scoresde.solvers.stochastic_adams import keep_fields
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
 
@@ -80,11 +81,11 @@ class Restart(Wrapper):
     def noise(self) -> str:
         return "weak" if self.rounds else self.solver.noise
 
-    def bind(self, model: Any, steps: int | None) -> Restart:
+    def bind(self, model: Answers, steps: int | None) -> Restart:
         """With the solver for this model, as on given times: it starts anew, at low noise too, so no first step may be special."""
         return self.around(self.solver.bind(model, None))
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> _Detour:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> _Detour:
         meet = next((i for i, t in enumerate(times) if t.s <= self.low), 0)  # 0: never
         plan: list[Level] = []
         high = min(self.high, times[0].s)
@@ -95,7 +96,7 @@ class Restart(Wrapper):
             check_decreasing(self, times)
         return _Detour(self.solver.init(model, x, times), times, plan)
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: _Detour, noise: Draw) -> tuple[Tensor, _Detour]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: _Detour, noise: Draw) -> tuple[Tensor, _Detour]:
         x, inner = self.solver.step(model, x, t, s, state.inner, noise)
         plan = state.plan
         if not plan or s != plan[-1]:

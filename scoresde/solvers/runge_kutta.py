@@ -11,6 +11,7 @@ from torch import Tensor
 from scoresde.solvers.base import Solver
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
 
@@ -21,7 +22,7 @@ class Euler(Solver):
 
     accuracy: ClassVar[float] = 1.0
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         return x + (s - t) * model.velocity(x, t), state
 
 
@@ -31,7 +32,7 @@ class Heun(Solver):
 
     accuracy: ClassVar[float] = 2.0
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         h = s - t
         v_t = model.velocity(x, t)
         v_s = model.velocity(x + h * v_t, s)
@@ -44,11 +45,11 @@ class RK4(Solver):
 
     accuracy: ClassVar[float] = 4.0
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> dict[float, Level]:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> dict[float, Level]:
         middles = model.sde.levels([(t + s) / 2 for t, s in pairwise(times)])
         return dict(zip(times, middles, strict=False))  # the middle of each step, by its start
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         h, m = s - t, state[t]
         v1 = model.velocity(x, t)
         v2 = model.velocity(x + (h / 2) * v1, m)

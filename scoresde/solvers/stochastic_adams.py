@@ -29,6 +29,7 @@ from scoresde.sdes import grid
 from scoresde.solvers.base import Solver, brief_repr, check_decreasing, in_units_of_data
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.sdes.base import SDE
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
@@ -116,7 +117,7 @@ class _History(NamedTuple):
     residuals: tuple[Tensor, ...] = ()
 
 
-def _adams_step(model: Any, x: Tensor, t: Level, state: _History, noise: Draw) -> tuple[Tensor, _History]:
+def _adams_step(model: Answers, x: Tensor, t: Level, state: _History, noise: Draw) -> tuple[Tensor, _History]:
     """Corrects x at t with the call there, which serves the prediction at s as well: one call (PEC)."""
     plan, i, old = state
     R = model.denoise(x, t)
@@ -174,15 +175,15 @@ class SASolver(Solver):
 
     @property
     def accuracy(self) -> float:
-        """Weak order 2 at most, with noise; without, that of an Adams method that corrects with the newest value too."""
-        order = max(self.predictor_order, self.corrector_order) if self.corrector_order else self.predictor_order
+        """Weak order 2 at most, with noise; without, the corrector's, for a predictor of at least one less: it corrects once."""
+        order = min(self.predictor_order + 1, self.corrector_order) if self.corrector_order else self.predictor_order
         return min(order, 2) if self.noise == "weak" else order
 
     @property
     def noise(self) -> str:
         return "weak" if self.tau else "deterministic"
 
-    def bind(self, model: Any, steps: int | None) -> SASolver:
+    def bind(self, model: Answers, steps: int | None) -> SASolver:
         """This solver for data of the model's scale."""
         return in_units_of_data(self, model, center=CENTER)
 
@@ -190,13 +191,13 @@ class SASolver(Solver):
         """``grid.logistic``, wider: in data prediction a step may not be long where s is small."""
         return grid.logistic(sde, n, start, end, self.center or CENTER, width=2.5)
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> _History:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> _History:
         if self.tau:
             check_decreasing(self, times)
         tau2 = _mean_square(self.tau, times) if callable(self.tau) else [self.tau**2] * (len(times) - 1)
         return _History(adams(times, tau2, 0.0, self.predictor_order, self.corrector_order))
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: _History, noise: Draw) -> tuple[Tensor, _History]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: _History, noise: Draw) -> tuple[Tensor, _History]:
         return _adams_step(model, x, t, state, noise)
 
 
@@ -243,7 +244,7 @@ class StochasticExponential(Solver):
     def noise(self) -> str:
         return "weak" if self.eta else "deterministic"
 
-    def bind(self, model: Any, steps: int | None) -> StochasticExponential:
+    def bind(self, model: Answers, steps: int | None) -> StochasticExponential:
         """This solver for data of the model's scale."""
         return in_units_of_data(self, model, data_std=DATA_STD, center=CENTER)
 
@@ -251,13 +252,13 @@ class StochasticExponential(Solver):
         """``grid.logistic`` of width 1.75: 20 calls reach the noise floor of 20,000 samples of a 16-D mixture."""
         return grid.logistic(sde, n, start, end, self.center or CENTER, width=1.75)
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> _History:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> _History:
         if self.eta:
             check_decreasing(self, times)
         tau2, data_std = [self.eta**2] * (len(times) - 1), DATA_STD if self.data_std is None else self.data_std
         return _History(adams(times, tau2, data_std**2, self.order, self.order if self.order > 1 else 0))
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: _History, noise: Draw) -> tuple[Tensor, _History]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: _History, noise: Draw) -> tuple[Tensor, _History]:
         return _adams_step(model, x, t, state, noise)
 
 

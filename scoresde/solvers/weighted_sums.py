@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from scoresde.core.streams import STEP
 from scoresde.solvers.base import Solver
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.sdes.base import SDE
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
@@ -48,13 +49,13 @@ class WeightedSums(Solver):
         """The weights of all steps."""
 
     @abstractmethod
-    def ask(self, model: Any, x: Tensor, t: Level) -> tuple[Tensor | None, Tensor]:
+    def ask(self, model: Answers, x: Tensor, t: Level) -> tuple[Tensor | None, Tensor]:
         """One call: what ``a`` multiplies (None: the x of the step), and the answer that is remembered."""
 
-    def init(self, model: Any, x: Tensor, times: list[Level]) -> State:
+    def init(self, model: Answers, x: Tensor, times: list[Level]) -> State:
         return State(self.plan_steps(model.sde, times))
 
-    def step(self, model: Any, x: Tensor, t: Level, s: Level, state: State, noise: Draw) -> tuple[Tensor, State]:
+    def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: State, noise: Draw) -> tuple[Tensor, State]:
         calls, std, keep = state.plan[state.step]
         answers, y = state.answers, x
         for level, a, weights in calls:

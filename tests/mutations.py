@@ -50,14 +50,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         "sdes/base.py",
         "f * sigma + g2 / (2 * sigma)",
         "f * sigma + g2 / sigma",
-        ("sdes/test_base.py::test_alpha_and_sigma_by_quadrature[VPSDE]",),
+        ("sdes/test_completion.py::test_alpha_and_sigma_by_quadrature[VPSDE]",),
     ),
     Mutation(
         "1/2 dropped in (1 + eta^2)/2 of the reverse SDE",
         "solvers/one_step.py",
         "g2 / (2 * t.sigma)",
         "g2 / t.sigma",
-        ("sampling/test_sampler.py::test_equivalent_solvers[VPSDE]",),
+        ("solvers/test_one_step.py::test_equivalent_solvers[VPSDE]",),
     ),
     Mutation(
         "g for g^2",
@@ -85,7 +85,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "solvers/loop.py",
         "        x = noise.normal(PRIOR) * levels[0].sigma\n",
         "        x = noise.normal(PRIOR)\n",
-        ("sampling/test_sampler.py::test_where_a_sample_starts_and_ends", "sampling/test_sampler.py::test_ode_samples_have_the_law_of_the_data"),
+        ("sampling/test_sampler.py::test_where_a_sample_starts_and_ends", "solvers/test_laws.py::test_ode_samples_have_the_law_of_the_data"),
     ),
     Mutation(
         "prior_std 1 whatever the SDE",

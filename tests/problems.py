@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import scoresde as sd
+from scoresde.core.streams import CORRECTOR, STEP
+from scoresde.solvers.loop import solve
 
 SDES = (sd.VPSDE(), sd.SubVPSDE(), sd.VESDE(), sd.CosineSDE(), sd.EDMSDE(), sd.RectifiedFlow())
 
@@ -97,7 +101,7 @@ def marginal_sample(target: sd.GaussianMixture, sde: sd.SDE, t: float, n: int, s
 
 def gaussian_path(target: sd.GaussianMixture, sde: sd.SDE, x: Tensor, t: float, s: float) -> Tensor:
     """The probability-flow ODE of a single Gaussian, solved: (x - alpha m)/sqrt(alpha^2 c + sigma^2) is constant."""
-    basis, c, mean = target._basis[0], target._variances[0], target.means[0]
+    basis, c, mean = target.basis[0], target.variances[0], target.means[0]
     z = ((x - sde.alpha(t) * mean) @ basis) / (sde.alpha(t) ** 2 * c + sde.sigma(t) ** 2).sqrt()
     return sde.alpha(s) * mean + (z * (sde.alpha(s) ** 2 * c + sde.sigma(s) ** 2).sqrt()) @ basis.T
 
@@ -105,6 +109,16 @@ def gaussian_path(target: sd.GaussianMixture, sde: sd.SDE, x: Tensor, t: float, 
 def reference_path(model: sd.ExactModel, x: Tensor, times: Tensor) -> Tensor:
     """The probability-flow ODE to 1e-12 by an eighth-order method that shares nothing with the solvers under test."""
     return sd.sample(model, x_init=x, times=times[[0, -1]], solver=sd.TorchDiffEq("dopri8", rtol=1e-12, atol=1e-13), batch_size=len(x))
+
+
+HIGH, LOW = -1.2, -0.2  # lam: in the middle of things, and not symmetric, where errors cancel
+
+
+def graded(sde, n, high=HIGH, low=LOW):
+    """n equal steps in lam, of which the first is cut in three: the low orders of the start, over steps of n^-2 and n^(-4/3)."""
+    cuts = torch.tensor([0.0, 0.05 / n, 0.05**0.5 * n ** (-1 / 3)], dtype=torch.float64)
+    u = torch.cat([cuts, torch.arange(1, n + 1, dtype=torch.float64)]) / n
+    return sde.time_of_log_snr(2 * (high + (low - high) * u))
 
 
 def slope(steps: list[int], errors: list[float]) -> float:
@@ -115,3 +129,60 @@ def slope(steps: list[int], errors: list[float]) -> float:
 def z_limit(tests: int, family_alpha: float = 1e-6) -> float:
     """Two-sided normal threshold for a family of tests, by Bonferroni."""
     return float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - family_alpha / (2 * tests), dtype=torch.float64)))
+
+
+# ---- laws on Gaussian data: every solver is affine in x_T and its noise, x = a + b x_T + sum of c_i z_i
+
+
+class Unit:
+    """Noise that is 1 in one row a draw: row 2 + k for the k-th of all (step, stream) that are asked for, 0 in the rows before.
+
+    Asked twice for the same stream of a step, it answers twice with the same row: draws that collide do not add in variance.
+    """
+
+    def __init__(self, rows: int, fresh: bool = False) -> None:
+        self.rows, self.asked, self.fresh = rows, {}, fresh
+        self.ids = np.arange(rows)
+
+    def at(self, step):
+        def noise(stream=STEP):
+            z = torch.zeros(self.rows, 1, dtype=torch.float64)
+            z[2 + self.asked.setdefault((step, stream, len(self.asked) if self.fresh else None), len(self.asked))] = 1.0
+            return z
+
+        return noise
+
+
+def law(solver, sde, times, mean, c, draws=1, fresh=False):
+    """Mean and variance at the end, exactly, of data of N(mean, c), started from the exact law at times[0]."""
+    target = sd.GaussianMixture(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([c**0.5], dtype=torch.float64))
+    levels = sde.levels(times)
+    x = torch.zeros((len(levels) + 50) * draws, 1, dtype=torch.float64)
+    x[1] = 1.0
+    with torch.no_grad():
+        *_, (_, _, y) = solve(sd.ExactModel(target, sde), solver, x, levels, Unit(len(x), fresh))
+    offset = float(y[0, 0])
+    slopes = (y[1:, 0] - offset).tolist()
+    variance = slopes[0] ** 2 * (levels[0].alpha ** 2 * c + levels[0].sigma ** 2) + sum(r**2 for r in slopes[1:])
+    return offset + slopes[0] * levels[0].alpha * mean, variance
+
+
+def law_error(solver, sde, n, mean=0.4, c=0.3, draws=1):
+    """Error of the mean and of the variance against the exact marginal, in units of the exact std and variance."""
+    times = sd.grid.log_snr(sde, n)
+    found, end = law(solver, sde, times, mean, c, draws), sde.levels(times)[-1]
+    variance = end.alpha**2 * c + end.sigma**2
+    return abs(found[0] - end.alpha * mean) / variance**0.5 + abs(found[1] / variance - 1)
+
+
+@dataclass(frozen=True)
+class LinearLangevin(sd.Corrector):
+    """A corrector that is affine in x and z, of two draws: its step does not depend on norms."""
+
+    h: float
+
+    def correct(self, model, x, t, noise):
+        for i in range(2):
+            h = self.h * t.sigma**2
+            x = x + h * model.score(x, t) + math.sqrt(2 * h) * noise(CORRECTOR + i)
+        return x

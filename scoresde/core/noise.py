@@ -194,7 +194,7 @@ class StepNoise:
         return self.noise.brownian(k, stream)
 
 
-def _philox(counter: list[Any], key: tuple[int, int]) -> list[Any]:
+def philox(counter: list[Any], key: tuple[int, int]) -> list[Any]:
     """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32 bits each, on any device, or on NumPy's arrays of uint64."""
     a, b, c, d = counter
     mask = (1 << 32) - 1
@@ -213,9 +213,9 @@ def tree_normals(noise: Noise, node: Tensor, stream: int) -> Tensor:
     counter = [position, node[..., None], (ids & 0xFFFFFFFF)[:, None], ((ids >> 32) | stream << 8)[:, None]]
     key = noise.seed & 0xFFFFFFFF, noise.seed >> 32
     if device.type == "cpu":  # NumPy starts these many small operations several times faster
-        words = [torch.from_numpy(word.view(np.int64)) for word in _philox([c.numpy().view(np.uint64) for c in counter], key)]
+        words = [torch.from_numpy(word.view(np.int64)) for word in philox([c.numpy().view(np.uint64) for c in counter], key)]
     else:
-        words = _philox(counter, key)
+        words = philox(counter, key)
     u = torch.stack(words[:2], -1).float().add_(0.5).mul_(2.0**-32)
     angle = torch.stack(words[2:], -1).float().mul_(math.pi * 2.0**-31)
     radius = u.log_().mul_(-2.0).clamp_min_(0.0).sqrt_()

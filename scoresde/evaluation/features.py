@@ -20,13 +20,16 @@ from torch import Tensor, nn
 from scoresde.core import encoding, files
 from scoresde.core.checks import check_data, check_positive, check_positive_int
 from scoresde.core.noise import check_seed, permutation, seeded
-from scoresde.core.progress import bar
 from scoresde.core.streams import TRAIN
 from scoresde.data.dataset import Data
-from scoresde.errors import CheckpointCorrupt, CheckpointNotFound, ConfigError, NonFiniteError
+from scoresde.errors import CheckpointCorrupt, CheckpointNotFound, ConfigError
 from scoresde.models.base import inference
+from scoresde.training.optimization import Descent, descend
+from scoresde.training.schedule import Schedule
 
 BATCH = 512  # samples at a time for features
+
+LOOK = 50  # steps between two looks at the loss
 
 
 class FeatureExtractor(nn.Module):
@@ -154,11 +157,13 @@ def fit_features(
 
     Raises:
         ConfigError: data that are no ``Data``, without labels or with one class, sizes that are no positive integers.
-        NonFiniteError: the loss is not finite: a smaller learning rate is needed.
+        TrainingDiverged: the loss is not finite: a smaller learning rate is needed.
+        KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after the step; a second one is immediate.
     """
     if not isinstance(data, Data):
         raise ConfigError(f"data is a {type(data).__name__}, expected a Data with labels: scoresde.data.Data(train, test, labels=...)")
-    if data.labels is None or (data.classes or 0) < 2:
+    labels = data.labels
+    if labels is None or (data.classes or 0) < 2:
         raise ConfigError(f"{data.name} has no labels of two classes at least: features are those of a classifier, give your own")
     n, check = len(data.train), check_positive_int(batch_size, "batch_size")
     size = min(check, n)
@@ -166,27 +171,29 @@ def fit_features(
     check_positive(lr, "lr")
     with seeded(check_seed(seed) % (1 << 63)):
         extractor = FeatureExtractor(data.event_shape, data.classes or 0, features, width, data.name)
-    optimizer = torch.optim.AdamW(extractor.parameters(), lr=lr, weight_decay=1e-2)
     per_epoch = max(1, n // size)
-    order, epoch = torch.empty(0), -1
-    with torch.inference_mode(False), torch.enable_grad(), bar(progress, total, "features", "step") as advance:
-        for k in range(total):
-            if k // per_epoch != epoch:
-                epoch = k // per_epoch
-                order = torch.from_numpy(permutation(n, seed, TRAIN, epoch))
-            rows = order[size * (k % per_epoch) :][:size]
-            x, y = _floats(data, data.train[rows], seed, rows, epoch), data.labels[rows].long()
-            rise = min(1.0, (k + 1) / max(1, total // 10))
-            optimizer.param_groups[0]["lr"] = lr * rise * 0.5 * (1 + math.cos(math.pi * k / total))
-            loss = nn.functional.cross_entropy(extractor.head(extractor.body(x)), y, label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if k % 50 == 49 or k == total - 1:
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise NonFiniteError(f"the classifier's loss is not finite in step {k}: take a learning rate below {lr}")
-                advance(k % 50 + 1, f"loss={value:.3f}")
+
+    def gradient(k: int) -> Tensor:
+        epoch, place = divmod(k, per_epoch)
+        rows = torch.from_numpy(permutation(n, seed, TRAIN, epoch))[size * place :][:size]
+        x, y = _floats(data, data.train[rows], seed, rows, epoch), labels[rows].long()
+        loss = nn.functional.cross_entropy(extractor.head(extractor.body(x)), y, label_smoothing=0.05)
+        loss.backward()
+        return loss.detach()
+
+    def between(k: int) -> str:
+        if k % LOOK and k != total:
+            return ""
+        loss, count = descent.take()
+        return f"loss={float(loss) / count:.3f}"
+
+    def diverged(where: str) -> str:
+        return f"the classifier's loss or its gradient is not finite at {where}: take a learning rate below {lr}"
+
+    adam = torch.optim.AdamW(extractor.parameters(), lr=lr, weight_decay=1e-2)
+    descent = Descent(adam, Schedule(lr, total, warmup=max(1, total // 10)), diverged, every=LOOK)
+    with torch.inference_mode(False), torch.enable_grad():
+        descend(descent, gradient, between, progress=progress, what="features")
     extractor.eval().requires_grad_(False)
     if len(data.test) and data.test_labels is not None:
         found = extractor.classify(_floats(data, data.test, seed, torch.arange(len(data.test)), 0))

@@ -39,8 +39,8 @@ class GaussianMixture(nn.Module):
 
     means: Tensor
     log_weights: Tensor
-    _variances: Tensor  # (K, D), in the basis where the component is diagonal
-    _basis: Tensor | None  # (K, D, D), columns are eigenvectors; None: the coordinates themselves
+    variances: Tensor  # (K, D), in the basis where the component is diagonal
+    basis: Tensor | None  # (K, D, D), columns are eigenvectors; None: the coordinates themselves
 
     def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor | None = None) -> None:
         super().__init__()
@@ -76,8 +76,8 @@ class GaussianMixture(nn.Module):
     def _fill(self, means: Tensor, variances: Tensor, basis: Tensor | None, log_weights: Tensor) -> None:
         self.register_buffer("means", means)
         self.register_buffer("log_weights", log_weights.to(means.dtype))
-        self.register_buffer("_variances", variances.to(means.dtype).contiguous())
-        self.register_buffer("_basis", None if basis is None else basis.to(means.dtype))
+        self.register_buffer("variances", variances.to(means.dtype).contiguous())
+        self.register_buffer("basis", None if basis is None else basis.to(means.dtype))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ class GaussianMixture(nn.Module):
         alpha, sigma = float(alpha), float(sigma)
         mixture = GaussianMixture.__new__(GaussianMixture)
         nn.Module.__init__(mixture)
-        mixture._fill(alpha * self.means, alpha**2 * self._variances + sigma**2, self._basis, self.log_weights)
+        mixture._fill(alpha * self.means, alpha**2 * self.variances + sigma**2, self.basis, self.log_weights)
         return mixture
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class GaussianMixture(nn.Module):
         y = _coordinates(x, rotation)
         log_joint, variance = self._log_joint(y, means, alpha, sigma)
         r = log_joint.softmax(-1)  # responsibilities (B, K)
-        c = self._variances.double()
+        c = self.variances.double()
         if rotation is None:
             # sums over k of r (m sigma^2/v + (alpha c/v) x) and of r (sigma/v) (x - alpha m)
             precision = 1 / variance
@@ -148,8 +148,8 @@ class GaussianMixture(nn.Module):
         w, means = self.log_weights.double().exp(), self.means.double().flatten(1)
         w = w / w.sum()
         m = w @ means
-        r, c = means - m, self._variances.double()
-        within = (w @ c).diag() if self._basis is None else ((B := self._basis.double()) * (w[:, None] * c)[:, None] @ B.mT).sum(0)
+        r, c = means - m, self.variances.double()
+        within = (w @ c).diag() if self.basis is None else ((B := self.basis.double()) * (w[:, None] * c)[:, None] @ B.mT).sum(0)
         return m.view(self.event_shape), r.mT @ (w[:, None] * r) + within
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
@@ -163,24 +163,24 @@ class GaussianMixture(nn.Module):
         k = torch.searchsorted(cumulative, pick * cumulative[-1], right=True).clamp(max=len(cumulative) - 1)
         k = k.to(self.means.device)
         z = Noise(seed, ids, (D,), torch.float64, self.means.device).normal(TARGET, STEP)
-        z = z * self._variances.double().sqrt()[k]
-        if self._basis is not None:
-            rows = [self._basis[j].double() @ row for j, row in zip(k.tolist(), z, strict=True)]
+        z = z * self.variances.double().sqrt()[k]
+        if self.basis is not None:
+            rows = [self.basis[j].double() @ row for j, row in zip(k.tolist(), z, strict=True)]
             z = torch.stack(rows) if rows else z
         return (self.means.double()[k] + z.view(-1, *self.event_shape)).to(self.means.dtype)
 
     def _frame(self) -> tuple[Tensor | None, Tensor]:
         """The bases of all components side by side (D, K D), or None, and the means (K, D) in them; float64."""
         means = self.means.double().flatten(1)
-        if self._basis is None:
+        if self.basis is None:
             return None, means
-        basis = self._basis.double()
+        basis = self.basis.double()
         return basis.transpose(0, 1).flatten(1), (means[:, None] @ basis)[:, 0]
 
     def _chunks(self, x: Tensor, alpha: Any, sigma: Any) -> Iterator[tuple[Tensor, Any, Any]]:
         """Flat float64 rows of x with their alpha and sigma, so few at a time that what is formed of them stays small."""
         K, D = self.means.shape[0], self.means[0].numel()
-        each = K if self._basis is None and isinstance(alpha, float) else K * D
+        each = K if self.basis is None and isinstance(alpha, float) else K * D
         size = max(1, CHUNK // each)
         for rows in (slice(start, start + size) for start in range(0, max(len(x), 1), size)):
             a, s = (alpha, sigma) if isinstance(alpha, float) else (alpha[rows], sigma[rows])
@@ -188,8 +188,8 @@ class GaussianMixture(nn.Module):
 
     def _log_joint(self, y: Tensor, means: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor]:
         """log w_k N(x; alpha m_k, V_k), (B, K), and the variances alpha^2 c + sigma^2, (K, D) or (B, K, D)."""
-        v = alpha**2 * self._variances.double() + sigma**2
-        if self._basis is None:
+        v = alpha**2 * self.variances.double() + sigma**2
+        if self.basis is None:
             # the square expanded, so that B x K x D numbers are never formed for one common time
             precision, a = 1 / v, alpha if isinstance(alpha, float) else alpha[..., 0]
             mp = means * precision

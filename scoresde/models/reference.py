@@ -47,7 +47,7 @@ class GaussianReference:
         exact: whether m and C are those of the model itself, and not estimates.
         width: the width, in log-SNR, of the grid that goes with it (see ``scoresde.grid.logistic``): 1 for smooth densities, 2 for
             networks trained on data whose finest details lie far below their standard deviation.
-        detail: the noise s at which single levels of integer data come apart, for the grid of likelihoods (``scoresde.likelihood.clock.Clock``);
+        detail: the noise s at which single levels of integer data come apart, for the grid of likelihoods (``likelihood/clock.py``);
             None for continuous data.
 
     Raises:

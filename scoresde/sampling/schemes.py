@@ -84,7 +84,7 @@ def _order(nfe: int) -> tuple[int, int]:
     return (2, 0) if nfe <= 8 else (2, 3) if nfe <= 16 else (3, 4)
 
 
-def _scheme(p: Pilots, nfe: int, center: float, width: float, free: bool) -> Scheme:
+def scheme_on(p: Pilots, nfe: int, center: float, width: float, free: bool) -> Scheme:
     """The untuned scheme on equal steps in w."""
     first, last = p.model.sde.levels([p.start, p.finish])
     n = nfe + free
@@ -115,13 +115,13 @@ def fit_weights(p: Pilots, scheme: Scheme, ridge: float = 1e-4, rounds: int = 3)
         if J:
             columns = torch.stack([(f[j].double() * scale).flatten(1) for j in J], -1)  # (P, D, |J|)
             wanted = ((p.at(float(lam[i + 1]), rows) - z0).double() * scale).flatten(1)
-            A[i, J] += _robust(columns, wanted - columns @ A[i, J].to(columns), ridge, rounds).cpu()
+            A[i, J] += robust_fit(columns, wanted - columns @ A[i, J].to(columns), ridge, rounds).cpu()
         z = z0 + sum(float(A[i, j]) * f[j] for j in J) if J else z0
     error = ((z - p.at(float(lam[-1]), rows)).double() * scale).flatten(1).norm(dim=1)
     return dataclasses.replace(scheme, A=A), error
 
 
-def _robust(columns: Tensor, residual: Tensor, ridge: float, rounds: int) -> Tensor:
+def robust_fit(columns: Tensor, residual: Tensor, ridge: float, rounds: int) -> Tensor:
     """d that minimises the sum over samples of u |residual - columns d|^2 + ridge, u = 1/(size of the residual)^2."""
     d = torch.zeros(columns.shape[-1], dtype=columns.dtype, device=columns.device)
     for _ in range(max(rounds, 1)):
@@ -153,7 +153,7 @@ def untuned(p: Pilots, nfe: int) -> Scheme:
     """The scheme of ``ReferenceSolver``'s own grid."""
     first = p.model.sde.levels([p.start])[0]
     far = hides_data(p.reference, first)
-    return _scheme(p, nfe, CENTER * p.reference.scale, p.reference.width, far)
+    return scheme_on(p, nfe, CENTER * p.reference.scale, p.reference.width, far)
 
 
 def search(p: Pilots, nfe: int) -> list[Scheme]:
@@ -169,7 +169,7 @@ def search(p: Pilots, nfe: int) -> list[Scheme]:
     def score(center: float, width: float, free: bool) -> float:
         key = (round(center, 6), round(width, 6), free)
         if key not in tried:
-            scheme, error = fit_weights(p, _scheme(p, nfe, center * p.reference.scale, width, free))
+            scheme, error = fit_weights(p, scheme_on(p, nfe, center * p.reference.scale, width, free))
             log, rms = float((error + 1e-12).log().mean()), float(0.5 * (error.square().mean() + 1e-24).log())
             tried[key] = (log, rms, scheme) if math.isfinite(log + rms) else (math.inf, math.inf, scheme)
         return tried[key][0] + 0.5 * tried[key][1]
@@ -187,7 +187,7 @@ def search(p: Pilots, nfe: int) -> list[Scheme]:
         at = new
     ranks: list[Callable[[Any], float]] = [lambda f: f[0] + 0.5 * f[1], lambda f: f[0], lambda f: f[1]]
     best = {id(found[2]): found[2] for found in (min(tried.values(), key=rank) for rank in ranks)}
-    plain = [_scheme(p, nfe, scheme.center, scheme.width, scheme.free) for scheme in best.values()]
+    plain = [scheme_on(p, nfe, scheme.center, scheme.width, scheme.free) for scheme in best.values()]
     plain = [fit_weights(p, scheme, rounds=0)[0] for scheme in (*plain, untuned(p, nfe))]
     return [*best.values(), *plain, fit_weights(p, untuned(p, nfe))[0]]
 
@@ -195,7 +195,7 @@ def search(p: Pilots, nfe: int) -> list[Scheme]:
 def polish(p: Pilots, scheme: Scheme, iterations: int, memory: int, shown: Callable[[float], Any]) -> Scheme | None:
     """Nodes and weights by Adam on the mean log error and the log of the mean square, from the fitted scheme on."""
     rows = torch.arange(len(p.x))[p.fit]
-    plan = _affordable(p, scheme, memory, min(len(rows), 256 if math.prod(p.model.event_shape) <= 32 else 24))
+    plan = affordable(p, scheme, memory, min(len(rows), 256 if math.prod(p.model.event_shape) <= 32 else 24))
     if plan is None:
         return None
     size, recompute = plan
@@ -221,7 +221,7 @@ def polish(p: Pilots, scheme: Scheme, iterations: int, memory: int, shown: Calla
         chosen = rows if size >= len(rows) else rows[torch.from_numpy(shuffled.permutation(len(rows))[:size])]
         with torch.enable_grad():
             current = build()
-            z = _unroll(p.rows(chosen), p.reference, current, p.at(float(scheme.lam()[0]), slice(None))[chosen], recompute)
+            z = unroll(p.rows(chosen), p.reference, current, p.at(float(scheme.lam()[0]), slice(None))[chosen], recompute)
             wanted = p.z[-1][chosen]
             error = ((z - wanted).double() * scale).flatten(1).norm(dim=1)
             loss = (error + 1e-12).log().mean() + 0.25 * (error.square().mean() + 1e-24).log()
@@ -238,7 +238,7 @@ def polish(p: Pilots, scheme: Scheme, iterations: int, memory: int, shown: Calla
     return dataclasses.replace(found, w=found.w.detach(), A=found.A.detach())
 
 
-def _unroll(model: Any, reference: GaussianReference, scheme: Scheme, z0: Tensor, recompute: bool) -> Tensor:
+def unroll(model: Any, reference: GaussianReference, scheme: Scheme, z0: Tensor, recompute: bool) -> Tensor:
     """z at the end of the scheme, differentiable in its nodes and weights."""
     from torch.utils.checkpoint import checkpoint
 
@@ -270,7 +270,7 @@ def _F_of_lam(model: Any, reference: GaussianReference, here: GaussianReference,
     return at.f(here, model.denoise(at.x(here, z), t.to(z.device).expand(len(z))), z)
 
 
-def _affordable(p: Pilots, scheme: Scheme, memory: int, size: int) -> tuple[int, bool] | None:
+def affordable(p: Pilots, scheme: Scheme, memory: int, size: int) -> tuple[int, bool] | None:
     """(batch size, whether to recompute calls) within the memory, or None. What a call keeps is measured on two paths."""
     kept = 0
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_shape
-from scoresde.core.noise import Noise, permutation
-from scoresde.core.streams import TRAIN
+from scoresde.core.checks import check_data, check_shape, did_you_mean
+from scoresde.core.digest import sha256_of
+from scoresde.core.noise import Noise, permutation, seeded
+from scoresde.core.streams import AUGMENT, TRAIN_ORDER
 from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError, DTypeError, ShapeError
 from scoresde.models.reference import GaussianReference, detail_of
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from scoresde.data.transform import Transform
     from scoresde.models.base import ScoreModel
 
-ORDER, _AUGMENT = TRAIN + (1 << 8), TRAIN + (16 << 8)  # streams of noise
+_ASKS = {"label": "classes", "augment": "augmentations"}  # arguments of our networks without which they take no such condition
+
+
+@runtime_checkable
+class _Items(Protocol):
+    """A map-style Dataset, of torch or not."""
+
+    def __getitem__(self, index: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -50,32 +57,49 @@ class Source:
     @classmethod
     def make(cls, data: Any, model: ScoreModel, conditional: bool | None) -> Source:
         """Checks what ``fit`` was given. Raises ConfigError, DTypeError, ShapeError, NonFiniteError."""
-        event, labels, asked = model.event_shape, None, conditional
+        event, asked = model.event_shape, conditional
         if conditional is None:  # a network that was made with classes asks for labels
-            conditional = bool((getattr(getattr(model, "net", None), "config", None) or {}).get("classes"))
+            conditional = bool(_made_with(model).get("classes"))
         if isinstance(data, Data):
             check_shape(data.train, event, "data.train")
             if data.transform is None:
                 _check_dtype(data.train, model, "data.train")
-            labels = data.labels
-            test = data.test if len(data.test) and (not conditional or labels is None or data.test_labels is not None) else None
-            source = cls(data.train, event, data.transform, labels, conditional and labels is not None, test, data.test_labels)
-        elif isinstance(data, Tensor) or not hasattr(data, "__getitem__") or isinstance(data, (np.ndarray, list, tuple, dict)):
+            conditional = conditional and data.labels is not None
+            test = data.test if len(data.test) and (not conditional or data.test_labels is not None) else None
+            source = cls(data.train, event, data.transform, data.labels, conditional, test, data.test_labels)
+        elif isinstance(data, Tensor) or not isinstance(data, _Items) or isinstance(data, (np.ndarray, list, tuple, dict)):
             if not isinstance(data, (Tensor, np.ndarray, list, tuple)):
                 raise ConfigError(f"data is a {type(data).__name__}, expected a Data, a float tensor or a torch Dataset")
             _check_dtype(check_data(data, event, "data"), model, "data")
             source = cls(data, event)
         else:
             try:
-                n = len(data)
+                n = len(data)  # type: ignore[arg-type]
             except TypeError:
                 raise ConfigError(f"data is a {type(data).__name__} without a length, expected a map-style Dataset") from None
             if not n:
                 raise ShapeError("data is an empty batch: a Dataset of length 0")
-            return cls(data, event, conditional=conditional)
-        if asked and labels is None:
+            source = cls(data, event, conditional=conditional)
+        if asked and source.labels is None and isinstance(source.samples, Tensor):
             raise ConfigError("conditional=True, but the data have no labels: give a Data with labels, or a Dataset")
+        source.check_conditions(model)
         return source
+
+    def check_conditions(self, model: ScoreModel) -> None:
+        """Checks that the model takes the conditions that the data give. Of a Dataset the first item is looked at.
+
+        Raises:
+            ConfigError: it does not take one; names that and the nearest that it takes.
+        """
+        given: list[str] = ["label"] if self.conditional else []
+        if not isinstance(self.samples, Tensor) and not model.conditions.others:
+            with seeded(0):  # items may be random, and nothing that is drawn here may be seen later
+                given = list(self._collate([self.samples[0]])[1])
+        for name in given:
+            takes = [other for other in model.conditions.names if _made_with(model).get(_ASKS.get(other, ""), True)]
+            if name not in takes and not (model.conditions.others and name not in model.conditions.names):
+                conditions = f"takes {', '.join(takes)} as condition" if takes else "takes no condition"
+                raise ConfigError(f"the data give the condition {name!r}, but the model {conditions}{did_you_mean(name, takes)}")
 
     def order(self, positions: np.ndarray, seed: int) -> np.ndarray:
         """The samples at some positions of the endless sequence of epochs, each a permutation of all samples."""
@@ -84,7 +108,7 @@ class Source:
         index = np.empty_like(positions)
         for epoch in np.unique(epochs).tolist():
             there = epochs == epoch
-            index[there] = permutation(n, seed, ORDER, epoch)[positions[there] % n]
+            index[there] = permutation(n, seed, TRAIN_ORDER, epoch)[positions[there] % n]
         return index
 
     def batch(
@@ -121,7 +145,7 @@ class Source:
             if self.conditional and labels is not None:
                 cond = {"label": labels[rows.to(labels.device)]}
         if augment is not None:
-            u = Noise(seed, ids, (augment.draws,), torch.float64).uniform(_AUGMENT, draw)
+            u = Noise(seed, ids, (augment.draws,), torch.float64).uniform(AUGMENT, draw)
             x, how = augment(x, u.to(x.device))
             cond["augment"] = how.to(model.dtype)
         if self.transform is not None:
@@ -156,14 +180,29 @@ class Source:
     def hash(self) -> str:
         """sha256 of the training samples, labels and transform; of a Dataset its class and length only."""
         levels = None if self.transform is None else replace(self.transform, dequantization="uniform")  # which is no part of the data
-        digest = hashlib.sha256(repr(levels).encode())
         if not isinstance(self.samples, Tensor):
             return f"{type(self.samples).__name__} of {len(self.samples)}"
-        for tensor in (self.samples, self.labels if self.conditional else None):
-            if tensor is not None:
-                digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        seen = [x for x in (self.samples, self.labels if self.conditional else None) if x is not None]
+        return sha256_of(repr(levels), *(part for x in seen for part in (f"{x.dtype} {tuple(x.shape)};", x)))
+
+
+def check_told(model: ScoreModel, augment: Augmentation) -> None:
+    """Checks that the network is told what was done to its samples. Raises ConfigError."""
+    made = _made_with(model)
+    told = made.get("augmentations", 0) if made else augment.labels  # a network of one's own is taken on trust
+    if told != augment.labels:
+        raise ConfigError(
+            f"augment = {augment}, but the network was made with augmentations={told}: make it with augmentations={augment.labels}. "
+            "One that is not told would model the augmented data, and pay for them in bits per dimension"
+        )
+    if "augment" not in model.conditions.names and not model.conditions.others:
+        raise ConfigError(f"augment = {augment}, but the model takes no condition 'augment': it must be told what was done to x")
+
+
+def _made_with(model: ScoreModel) -> Mapping[str, Any]:
+    """The arguments that the model's network was made with, if it keeps them, as our own do."""
+    config = getattr(dict(model.named_children()).get("net"), "config", None)
+    return config if isinstance(config, Mapping) else {}
 
 
 def _check_dtype(x: Tensor, model: ScoreModel, name: str) -> None:

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoresde.core.checks import check_positive, check_positive_int, check_shape
 from scoresde.core.noise import Noise, check_seed, seeded
-from scoresde.core.progress import bar
-from scoresde.core.streams import DRAW, EPS, TIME
+from scoresde.core.streams import DEQUANTIZER_DRAW, DEQUANTIZER_EPS, DEQUANTIZER_TIME
 from scoresde.core.tensors import like
 from scoresde.data.dataset import Data
 from scoresde.data.transform import Transform
-from scoresde.errors import ConfigError, TrainingDiverged
+from scoresde.errors import ConfigError
 from scoresde.likelihood.bound_parts import Ends, bound_times, expected_error, prior_term, reference_error, reference_integral
 from scoresde.likelihood.variational import BinFlow, VariationalDequantizer, unit_noise
 from scoresde.models.base import check_model, frozen, inference
@@ -24,6 +23,7 @@ from scoresde.models.batches import bind_conditions
 from scoresde.models.conditions import check_conditions, check_lengths
 from scoresde.training.batches import Source
 from scoresde.training.loss import stratify
+from scoresde.training.optimization import Descent, descend
 from scoresde.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LAST = 1 / 16  # share of a batch for the reconstruction at t_min
 
-WARMUP, CLIP, CHECK, BLOCKS = 20, 1.0, 16, 100  # steps, gradient norm, steps between looks for NaN, entries of the history
+WARMUP, CLIP, LOOK, BLOCKS = 20, 1.0, 16, 100  # steps, gradient norm, steps between looks for NaN, entries of the history
 
 
 def fit_dequantizer(
@@ -73,15 +73,16 @@ def fit_dequantizer(
         ConfigError: no transform, levels outside 0..K-1, arguments outside their range; a model (without a transform of its own:
             data) of ``transform.dequantization`` "normal".
         DTypeError, ShapeError: levels that are no integers or not of the model's shape.
-        TrainingDiverged: the objective is not finite.
+        TrainingDiverged: the objective or its gradient is not finite.
+        KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after the step; a second one is immediate.
     """
     check_model(model)
     check_conditions(model.conditions, cond, fit_dequantizer)
     levels = data.train if isinstance(data, Data) else data
-    transform = transform or (data.transform if isinstance(data, Data) else None) or getattr(model, "transform", None)
+    transform = transform or (data.transform if isinstance(data, Data) else None) or model.transform
     if not isinstance(transform, Transform):
         raise ConfigError(f"transform = {transform!r}: tell how many levels there are, scoresde.Transform(levels=256) say")
-    if (getattr(model, "transform", None) or transform).dequantization == "normal":
+    if (model.transform or transform).dequantization == "normal":
         raise ConfigError(
             'this model is of the middles of the bins, transform.dequantization = "normal", expected "uniform": at t_min its own noise '
             'is the best q, and a fitted one is worse; give bits_per_dim(..., dequantization="normal")'
@@ -97,38 +98,39 @@ def fit_dequantizer(
         net = BinFlow(model.event_shape, transform.levels, width, depth, couplings).to(model.device, model.dtype)
     first, last = model.sde.levels([model.sde.t_min, model.sde.t_max])
     ends = Ends(first, last, model.reference, None)
-    optimizer, schedule = torch.optim.Adam(net.parameters(), lr=lr), Schedule(lr, steps, WARMUP, 0, "cosine")
     source, done = Source(levels, model.event_shape), list[Tensor]()
-    with inference(model, grad=True), frozen(model), bar(progress, steps, "dequantizer", "step") as advance:
-        for step in range(steps):
-            positions = np.arange(step * size, (step + 1) * size)
-            rows = source.order(positions, seed)
-            k = levels[torch.from_numpy(rows).to(levels.device)].to(model.device)
-            noise = Noise(seed, positions, model.event_shape, model.dtype, model.device)
-            u, log_q = unit_noise(net, k, noise.normal(DRAW))
-            x = transform.low + (k + u) * transform.bin_width
-            share = stratify(Noise(seed, positions, (1,), torch.float64).uniform(TIME)[:, 0])
-            nats = log_q - transform.log_det(D) + _bound(bind_conditions(model, cond, rows, n, model.device), x, ends, noise, share)
-            objective = nats.mean() / (D * math.log(2))
-            optimizer.param_groups[0]["lr"] = schedule(step)
-            optimizer.zero_grad()
-            objective.backward()
-            norm = nn.utils.clip_grad_norm_(net.parameters(), CLIP)
-            optimizer.step()
-            done.append((objective.detach() + 0 * norm).double())  # NaN if either is
-            if (step + 1) % CHECK == 0 or step + 1 == steps:
-                recent = torch.stack(done[-CHECK:])
-                if not bool(recent.isfinite().all()):
-                    raise TrainingDiverged(
-                        "the objective of the dequantizer or its gradient is not finite at one of the steps "
-                        f"{step // CHECK * CHECK + 1}..{step + 1}: try a smaller lr than {lr:g}, and look at the model on its data"
-                    )
-                advance(step % CHECK + 1, f"{float(recent.mean()):.4f} bits/dim")
+
+    def gradient(step: int) -> Tensor:
+        ids = np.arange(step * size, (step + 1) * size)
+        rows = source.order(ids, seed)
+        k = levels[torch.from_numpy(rows).to(levels.device)].to(model.device)
+        noise = Noise(seed, ids, model.event_shape, model.dtype, model.device)
+        u, log_q = unit_noise(net, k, noise.normal(DEQUANTIZER_DRAW))
+        x = transform.low + (k + u) * transform.bin_width
+        share = stratify(Noise(seed, ids, (1,), torch.float64).uniform(DEQUANTIZER_TIME)[:, 0])
+        bound = bound_by_one_call(bind_conditions(model, cond, rows, n, model.device), x, ends, noise, share)
+        bits = (log_q - transform.log_det(D) + bound).mean() / (D * math.log(2))
+        bits.backward()
+        done.append(bits.detach().double())
+        return bits.detach()
+
+    def between(step: int) -> str:
+        return f"{float(torch.stack(done[-LOOK:]).mean()):.4f} bits/dim" if step % LOOK == 0 or step == steps else ""
+
+    def diverged(where: str) -> str:
+        return (
+            f"the objective of the dequantizer or its gradient is not finite at {where}: try a smaller lr than {lr:g}, and look at the "
+            "model on its data"
+        )
+
+    adam, schedule = torch.optim.Adam(net.parameters(), lr=lr), Schedule(lr, steps, WARMUP)
+    with inference(model, grad=True), frozen(model):
+        descend(Descent(adam, schedule, diverged, clip=CLIP, every=LOOK), gradient, between, progress=progress, what="dequantizer")
     history = tuple(float(part.mean()) for part in torch.stack(done).cpu().tensor_split(blocks))
     return VariationalDequantizer(transform, net, history)
 
 
-def _bound(model: ScoreModel, x: Tensor, ends: Ends, noise: Noise, u: Tensor) -> Tensor:
+def bound_by_one_call(model: ScoreModel, x: Tensor, ends: Ends, noise: Noise, u: Tensor) -> Tensor:
     """An unbiased estimate of the bound of ``elbo`` on -log p(x), (B,) in nats, with gradients to x, by one network call.
 
     Args:
@@ -139,7 +141,7 @@ def _bound(model: ScoreModel, x: Tensor, ends: Ends, noise: Noise, u: Tensor) ->
     t = torch.where(at_end, float(ends.first), t).to(x.device)
     weight = torch.where(at_end, 1 / LAST, slope / (1 - LAST)).to(x.device)
     level: Any = model.sde.level(t, x)
-    eps, s = noise.normal(EPS), level.s.flatten()
+    eps, s = noise.normal(DEQUANTIZER_EPS), level.s.flatten()
     guess = model.predict(like(level.alpha, x) * x + like(level.sigma, x) * eps, t)[1]
     error = (eps.double() - guess.double()).square().flatten(1).sum(1) - reference_error(x, eps, s, ends.reference)
     s_0 = ends.first.s

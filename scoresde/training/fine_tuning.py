@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive, check_positive_int
+from scoresde.core.checks import check_least, check_positive, check_positive_int
 from scoresde.core.noise import Noise, check_seed
-from scoresde.core.progress import bar
-from scoresde.core.streams import DEQUANTIZE, TRAIN
+from scoresde.core.streams import DEQUANTIZE, FINE_TUNING, FINE_TUNING_DRAW, FINE_TUNING_VALIDATION_DRAW
 from scoresde.errors import ConfigError, SolverError, TrainingDiverged
 from scoresde.likelihood.gradients import STEPS, Density
 from scoresde.likelihood.ode import log_prob
 from scoresde.models.base import check_model
 from scoresde.models.batches import bind_conditions
 from scoresde.solvers.adaptive import AdaptiveODE
-from scoresde.training import loss as loss_module
+from scoresde.training import loss as losses
 from scoresde.training.batches import Source
+from scoresde.training.optimization import Descent, descend
 from scoresde.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -33,12 +32,6 @@ if TYPE_CHECKING:
     from scoresde.solvers.base import Solver
 
 VALIDATION = AdaptiveODE(rtol=1e-4, atol=1e-4)
-
-_CALLS = TRAIN + (32 << 8)  # stream of noise, apart from those of ``fit``
-
-_DRAW = 3 << 32  # dequantizations of fine-tuning, apart from all others
-
-_VALIDATION_DRAW = 4 << 32
 
 
 @dataclass(frozen=True)
@@ -125,20 +118,16 @@ def fine_tune(
     Raises:
         ConfigError, DTypeError, ShapeError, NonFiniteError: arguments or data that make no sense.
         TrainingDiverged: nll or its gradient is not finite. The model is left with the best weights so far.
+        KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after the step; a second one is immediate. The model is left with the
+            best weights so far, or with the last ones if there was no look.
     """
-    for name, value in (
-        ("steps", steps),
-        ("batch_size", batch_size),
-        ("solver_steps", solver_steps),
-        ("validate_every", validate_every),
-        ("validation_samples", validation_samples),
-    ):
+    counts = ("steps", steps), ("batch_size", batch_size), ("solver_steps", solver_steps)
+    for name, value in (*counts, ("validate_every", validate_every), ("validation_samples", validation_samples)):
         check_positive_int(value, name)
     check_positive(lr, "lr")
     if clip is not None:
         check_positive(clip, "clip")
-    if isinstance(anchor, bool) or not isinstance(anchor, (int, float)) or not 0 <= anchor < math.inf:
-        raise ConfigError(f"anchor = {anchor!r}, expected a number of at least 0")
+    check_least(anchor, 0, "anchor")
     if prior not in (None, "reference"):
         raise ConfigError(f"prior = {prior!r} of fine_tune, expected None or 'reference'")
     check_model(model)
@@ -150,95 +139,170 @@ def fine_tune(
     if model.reference is None:
         model.reference = source.reference(model)
     calls = range(solver_steps, solver_steps + solver_steps // 2 + 1)
-    solver = VALIDATION if validation_solver is None else validation_solver
     densities = [Density.make(model, n, None, divergence, probes, prior) for n in calls]
-    pick = (Noise(seed, np.zeros(1, np.int64), (steps,), torch.float64).uniform(_CALLS)[0] * len(densities)).long().tolist()
+    objective = _Objective(model, source, densities, steps, batch_size, float(anchor), seed)
+    validation = None
+    if source.test is not None:
+        solver = VALIDATION if validation_solver is None else validation_solver
+        how = {"solver": solver, "divergence": divergence, "probes": probes, "prior": prior, "check_scale": False}
+        validation = _Validation(model, source, min(validation_samples, len(source.test)), how, seed)
     model.recipes = {}
     model.eval()
-    begun, device, D = time.perf_counter(), model.device, math.prod(model.event_shape)
-    schedule = Schedule(lr, steps, 0, 0, "cosine")
-    optimizer = torch.optim.Adam(parameters, lr=lr)
-    done = FineTuning([], [], [], steps, math.nan)
-    best: list[Tensor] = [p.detach().clone() for p in parameters]
+    begun, nll, looks = time.perf_counter(), list[float](), Looks(parameters)
 
-    def noised(x: Tensor, ids: np.ndarray, draw: int) -> Tensor:
-        if source.transform is None or source.transform.dequantization != "normal":
-            return x
-        t = model.sde.levels([model.sde.t_min])[0]  # middles of bins, which the noise of t_min dequantizes
-        return t.alpha * x + t.sigma * Noise(seed, ids, model.event_shape, x.dtype, device).normal(DEQUANTIZE, draw)
+    def look(step: int) -> None:
+        if validation is not None:
+            value = looks.add(step, validation.nll)
+            if callback is not None:
+                callback(step, {"validation": value})
 
-    def validate(step: int) -> None:
-        nonlocal done, best
-        if source.test is None:
-            return
-        index = np.arange(min(validation_samples, len(source.test)))
-        x, cond = source.batch(index, index, seed, _VALIDATION_DRAW, model, device, test=True)
-        x = noised(x, index, _VALIDATION_DRAW)
-        how: dict[str, Any] = {"divergence": divergence, "probes": probes, "prior": prior, "seed": seed, "check_scale": False}
+    def between(k: int) -> str:
+        nll.append(objective.nll)
+        if callback is not None:
+            callback(k, {"nll": objective.nll})
+        if k % validate_every == 0 or k == steps:
+            look(k)
+        return f"nll {objective.nll:.4g}" + (f", validation {looks.nll[-1]:.4g}" if looks.nll else "")
+
+    def diverged(where: str) -> str:
+        return (
+            f"{where} of fine_tune: -log p/D = {objective.nll / objective.dim:.4g}, gradient norm {float(descent.norm):.4g}; the model "
+            f"has the weights of step {looks.best} again: lower lr = {lr:g}, or take more than solver_steps = {solver_steps}"
+        )
+
+    descent = Descent(torch.optim.Adam(parameters, lr=lr), Schedule(lr, steps), diverged, clip=clip)
+    look(0)
+    try:
+        descend(descent, objective.gradient, between, progress=progress, what="fine-tuning")
+    except TrainingDiverged:
+        looks.restore()
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        if looks.told:
+            looks.restore()
+        raise
+    looks.finish()
+    best = looks.best if looks.told else steps
+    return FineTuning(nll, looks.steps, looks.nll, best, time.perf_counter() - begun)
+
+
+class _Objective:
+    """-log p/D as a few network calls see it, another number of them each step, and the denoising loss beside it.
+
+    Attributes:
+        nll: -log p of the last batch, in nats a sample.
+        dim: D.
+    """
+
+    def __init__(
+        self, model: ScoreModel, source: Source, densities: Sequence[Density], steps: int, batch_size: int, anchor: float, seed: int
+    ) -> None:
+        self.model, self.source, self.batch_size, self.anchor, self.seed = model, source, batch_size, anchor, seed
+        u = Noise(seed, np.zeros(1, np.int64), (steps,), torch.float64).uniform(FINE_TUNING)[0]
+        self.densities = [densities[i] for i in (u * len(densities)).long().tolist()]
+        self.dim, self.nll = math.prod(model.event_shape), math.nan
+
+    def gradient(self, k: int) -> Tensor:
+        """The loss of step k, whose gradient it leaves in the parameters."""
+        model, seed, device = self.model, self.seed, self.model.device
+        ids = np.arange(k * self.batch_size, (k + 1) * self.batch_size)
+        x, cond = self.source.batch(self.source.order(ids, seed), ids, seed, FINE_TUNING_DRAW, model, device)
+        noise = Noise(seed, ids, model.event_shape, model.dtype, device)
+        bound = bind_conditions(model, cond, np.arange(len(x)), len(x), device)
+        loss = -self.densities[k](bound, _state(model, self.source, x, seed, ids, FINE_TUNING_DRAW), noise).mean() / self.dim
+        self.nll = float(loss.detach() * self.dim)
+        if self.anchor:
+            u = losses.stratify(Noise(seed, ids, (1,), torch.float64).uniform(FINE_TUNING + 1)[:, 0])
+            t, density = losses.importance(model.sde, u)
+            eps, weight = noise.normal(FINE_TUNING, k + 1), self.anchor * losses.likelihood(model.sde, t) / density
+            # x0 is the data, not the state at t_min that log p is of
+            loss = loss + losses.denoising_loss(bound, x, t.to(device), eps, weight.to(device)).mean()
+        loss.backward()
+        return loss.detach()
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """-log p of the first ``n`` validation samples; one dequantization and one set of probes for all looks."""
+
+    model: ScoreModel
+    source: Source
+    n: int
+    how: dict[str, Any]
+    seed: int
+
+    def nll(self) -> float:
+        """Its mean, in nats. Raises SolverError: it is not finite for any sample."""
+        ids, draw = np.arange(self.n), FINE_TUNING_VALIDATION_DRAW
+        x, cond = self.source.batch(ids, ids, self.seed, draw, self.model, self.model.device, test=True)
+        x = _state(self.model, self.source, x, self.seed, ids, draw)
+        return -float(log_prob(self.model, x, seed=self.seed, **self.how, **cond).log_prob.mean())
+
+
+@dataclass
+class Looks:
+    """The looks at the validation samples, and the weights that did best; before the first look those of the beginning.
+
+    Attributes:
+        parameters: whose weights are kept.
+        steps: after how many steps the looks were.
+        nll: what they found; infinity where it was not finite.
+        best: how many steps the weights that are kept have had.
+    """
+
+    parameters: Sequence[Tensor]
+    steps: list[int] = field(default_factory=list)
+    nll: list[float] = field(default_factory=list)
+    best: int = 0
+
+    def __post_init__(self) -> None:
+        self._kept = [p.detach().clone() for p in self.parameters]
+
+    @property
+    def told(self) -> bool:
+        """Whether any look was finite, so that it is known which weights are best."""
+        return math.isfinite(min(self.nll, default=math.inf))
+
+    def add(self, step: int, measure: Callable[[], float]) -> float:
+        """Looks, and keeps the weights if they are the best so far."""
         try:
-            nll = -float(log_prob(model, x, solver=solver, **how, **cond).log_prob.mean())
+            nll = measure()
         except SolverError:  # of all samples
             nll = math.inf
         nll = nll if math.isfinite(nll) else math.inf  # NaN compares with nothing, and log p = inf is no gain
-        if nll < min(done.validation, default=math.inf):
-            best = [p.detach().clone() for p in parameters]
-            done = dataclasses.replace(done, best=step)
-        done.validation_steps.append(step)
-        done.validation.append(nll)
-        if callback is not None:
-            callback(step, {"validation": nll})
+        if nll < min(self.nll, default=math.inf):
+            self._kept, self.best = [p.detach().clone() for p in self.parameters], step
+        self.steps.append(step)
+        self.nll.append(nll)
+        return nll
 
-    def restore() -> None:
+    def restore(self) -> None:
+        """Gives the parameters the weights that were kept."""
         with torch.no_grad():
-            for p, kept in zip(parameters, best, strict=True):
+            for p, kept in zip(self.parameters, self._kept, strict=True):
                 p.copy_(kept)
 
-    validate(0)
-    with bar(progress, steps, "fine-tuning", "step") as advance:
-        for k in range(steps):
-            positions = np.arange(k * batch_size, (k + 1) * batch_size)
-            x, cond = source.batch(source.order(positions, seed), positions, seed, _DRAW, model, device)
-            noise = Noise(seed, positions, model.event_shape, model.dtype, device)
-            bound = bind_conditions(model, cond, np.arange(len(x)), len(x), device)
-            optimizer.param_groups[0]["lr"] = schedule(k)
-            optimizer.zero_grad()
-            loss = -densities[pick[k]](bound, noised(x, positions, _DRAW), noise).mean() / D
-            nll = loss.detach() * D
-            if anchor:
-                u = loss_module.stratify(Noise(seed, positions, (1,), torch.float64).uniform(_CALLS + 1)[:, 0])
-                t, density = loss_module.importance(model.sde, u)
-                eps, weight = noise.normal(_CALLS, k + 1), anchor * loss_module.likelihood(model.sde, t) / density
-                # x0 is the data, not the state at t_min that log p is of
-                loss = loss + loss_module.denoising_loss(bound, x, t.to(device), eps, weight.to(device)).mean()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
-            if not bool((loss.detach() + norm).isfinite()):
-                restore()
-                raise TrainingDiverged(
-                    f"step {k + 1} of fine_tune: -log p/D = {float(nll) / D:.4g}, gradient norm {float(norm):.4g}; the model "
-                    f"has the weights of step {done.best if math.isfinite(done.after) else 0} again: lower lr = {lr:g}, or take more than "
-                    f"solver_steps = {solver_steps}"
-                )
-            optimizer.step()
-            done.nll.append(float(nll))
-            if callback is not None:
-                callback(k + 1, {"nll": done.nll[-1]})
-            advance(1, f"nll {done.nll[-1]:.4g}" + (f", validation {done.validation[-1]:.4g}" if done.validation else ""))
-            if (k + 1) % validate_every == 0 or k + 1 == steps:
-                validate(k + 1)
-    optimizer.zero_grad()
-    if done.validation and not math.isfinite(done.after):
-        warnings.warn(
-            "fine_tune: at no look was log p of all validation samples finite, so that nothing tells which weights are best: the last "
-            "ones are kept; look at log_prob of these samples, or give another validation_solver",
-            stacklevel=2,
-        )
-    elif done.validation:
-        restore()
-        if done.best == 0:
+    def finish(self) -> None:
+        """Restores the best weights, if it is known which are; warns if not, or if no step did any good."""
+        if self.told:
+            self.restore()
+        if self.nll and not self.told:
             warnings.warn(
-                f"fine_tune: nll of the validation samples was never below the {done.before:.4g} it began with "
-                f"({min(done.validation[1:]):.4g} at best): the weights are those of before; lower lr, or take more solver_steps",
-                stacklevel=2,
+                "fine_tune: at no look was log p of all validation samples finite, so that nothing tells which weights are best: the last "
+                "ones are kept; look at log_prob of these samples, or give another validation_solver",
+                stacklevel=3,
             )
-    return dataclasses.replace(done, seconds=time.perf_counter() - begun)
+        elif self.nll and self.best == 0:
+            warnings.warn(
+                f"fine_tune: nll of the validation samples was never below the {self.nll[0]:.4g} it began with "
+                f"({min(self.nll[1:]):.4g} at best): the weights are those of before; lower lr, or take more solver_steps",
+                stacklevel=3,
+            )
+
+
+def _state(model: ScoreModel, source: Source, x: Tensor, seed: int, ids: np.ndarray, draw: int) -> Tensor:
+    """What log p is of: the data, or of middles of bins their state at t_min, whose noise dequantizes them."""
+    if source.transform is None or source.transform.dequantization != "normal":
+        return x
+    t = model.sde.levels([model.sde.t_min])[0]
+    return t.alpha * x + t.sigma * Noise(seed, ids, model.event_shape, x.dtype, x.device).normal(DEQUANTIZE, draw)

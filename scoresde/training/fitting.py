@@ -23,18 +23,17 @@ from scoresde.core.processes import processes
 from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError
 from scoresde.likelihood.dequantize import first_level
-from scoresde.models.network import NetworkModel
+from scoresde.models.base import ScoreModel
 from scoresde.training import loss
-from scoresde.training.batches import Source
+from scoresde.training.batches import Source, check_told
 from scoresde.training.history import History, Log
-from scoresde.training.loop import catching_signals, run_loop, start_run
-from scoresde.training.options import check_options
+from scoresde.training.loop import run_loop, start_run
+from scoresde.training.options import Options
 from scoresde.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from scoresde.data.augment import Augmentation
     from scoresde.data.transform import Transform
-    from scoresde.models.base import ScoreModel
 
 
 def fit(
@@ -122,23 +121,42 @@ def fit(
         CheckpointWriteError, LockError: see ``save``.
         KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after the step and a checkpoint; a second one is immediate.
     """
-    options = check_options(dict(locals()))
-    if options["dequantization"] is not None:
+    options = Options.complete(
+        steps=steps,
+        minutes=minutes,
+        batch_size=batch_size,
+        lr=lr,
+        betas=betas,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        schedule=schedule,
+        clip=clip,
+        accumulate=accumulate,
+        ema=ema,
+        weighting=weighting,
+        times=times,
+        stratified=stratified,
+        dequantization=dequantization,
+        augment=augment,
+        seed=seed,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        checkpoint_every=checkpoint_every,
+        log_every=log_every,
+        validate_every=validate_every,
+        bf16=bf16,
+    )
+    if dequantization is not None:
         if not isinstance(data, Data) or data.transform is None:
             raise ConfigError("dequantization is of integer levels: give a Data with a transform, or leave it out")
-        data = replace(data, transform=replace(data.transform, dequantization=options["dequantization"]))
+        data = replace(data, transform=replace(data.transform, dequantization=dequantization))
     source = Source.make(data, model, conditional)
     if augment is not None:
-        config = getattr(getattr(model, "net", None), "config", None)
-        told = augment.labels if config is None else config.get("augmentations", 0)  # a network of one's own is taken on trust
-        if told != augment.labels:
-            raise ConfigError(
-                f"augment = {augment}, but the network was made with augmentations={told}: make it with augmentations={augment.labels}. "
-                "One that is not told would model the augmented data, and pay for them in bits per dimension"
-            )
-    options["dequantization"] = None
-    if source.transform is not None and source.transform.dequantization == "normal":
-        options["dequantization"] = "normal"
+        check_told(model, augment)
+    normal = source.transform is not None and source.transform.dequantization == "normal"
+    options = replace(options, dequantization="normal" if normal else None)  # as the data have it, whoever said so
+    if source.transform is not None and normal:
         _check_blur(model, source.transform)
     device, rank, world = processes(model.device)
     if bf16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -152,8 +170,8 @@ def fit(
             stack.enter_context(files.lock(root))
             folders.remove_temporaries(root)
         model.to(device).train()
-        if isinstance(data, Data) and (isinstance(model, NetworkModel) or not hasattr(type(model), "transform")):
-            model.transform = data.transform  # type: ignore[assignment]
+        if isinstance(data, Data) and type(model).transform is ScoreModel.transform:  # a class may know its own
+            model.transform = data.transform
         model.reference = source.reference(model) or model.reference
         model.recipes = {}  # they were made for other weights
         trainer = Trainer(model, source, options, device, rank, world)
@@ -161,9 +179,8 @@ def fit(
         if root is not None:
             history = start_run(trainer, root, resume, overwrite, main)
         log = Log(root if main else None, history, callback if main else None)
-        stop = stack.enter_context(catching_signals())
         stack.callback(trainer.finish)
-        run_loop(trainer, log, stop, root if main else None, progress and main)
+        run_loop(trainer, log, root if main else None, progress and main)
         if world > 1:
             torch.distributed.barrier()
     return history

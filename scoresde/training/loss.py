@@ -13,13 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive
+from scoresde.core.checks import check_positive, did_you_mean
 from scoresde.core.tensors import expand, like
 from scoresde.errors import ConfigError, NonFiniteError
 from scoresde.models.parameterization import SIGMA_DATA
@@ -179,6 +178,7 @@ def sample_times(times: str | Times, sde: SDE, u: Tensor) -> tuple[Tensor, Tenso
     t, density = resolve_times(times)(sde, stratify(u) if times == "stratified" else u.double())
     return t, density
 
+
 _WEIGHTINGS: dict[str, Weighting] = {"simple": simple, "likelihood": likelihood, "min-snr": min_snr, "edm": edm}
 
 _TIMES: dict[str, Times] = {
@@ -217,11 +217,8 @@ def _resolve(value: Any, known: dict[str, Any], name: str, signature: str) -> An
     if callable(value):
         return value
     if value not in known:
-        close = get_close_matches(str(value), known, 1, 0.3)
-        raise ConfigError(
-            f"{name} = {value!r}, expected one of {', '.join(known)} or a function {signature}"
-            + (f"; did you mean {close[0]!r}?" if close else "")
-        )
+        names = ", ".join(known)
+        raise ConfigError(f"{name} = {value!r}, expected one of {names} or a function {signature}{did_you_mean(str(value), known, 0.3)}")
     return known[value]
 
 

@@ -1,52 +1,140 @@
-"""The options of `fit`, checked."""
+"""The options of ``fit``: checked, completed, and which of them decide about the weights."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from scoresde.checkpoints import description
 from scoresde.core.checks import check_positive, check_positive_int
+from scoresde.core.encoding import plain
 from scoresde.core.noise import check_seed
 from scoresde.errors import ConfigError
 from scoresde.training import loss
+from scoresde.training.schedule import KINDS, Schedule
+
+if TYPE_CHECKING:
+    from scoresde.data.augment import Augmentation
 
 TIMED = 50  # steps that ``minutes`` is turned into a number of steps from
 
+_OWN_TIMES = {"likelihood": "importance", "edm": "lognormal"}  # the density of times that suits a weighting; uniform for all others
 
-def check_options(o: dict[str, Any]) -> dict[str, Any]:
-    """Checks fit's arguments, and completes them. Raises ConfigError."""
-    if (o["steps"] is None) == (o["minutes"] is None):
-        raise ConfigError(f"steps = {o['steps']} and minutes = {o['minutes']}: give one of them")
-    for name in ("batch_size", "accumulate", "checkpoint_every", "log_every", "validate_every"):
-        check_positive_int(o[name], name)
-    for name in ("steps", "minutes", "clip"):
-        if o[name] is not None:
-            (check_positive_int if name == "steps" else check_positive)(o[name], name)
-    check_positive(o["lr"], "lr")
-    check_seed(o["seed"])
-    for name in ("weight_decay", "ema"):
-        value, top = o[name], 1 if name == "ema" else math.inf
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < top:
-            raise ConfigError(f"{name} = {value!r}, expected a number in [0, {top})")
-    betas = o["betas"]
-    if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= b < 1 for b in betas)):
-        raise ConfigError(f"betas = {betas!r}, expected two numbers in [0, 1)")
-    o["betas"] = tuple(float(b) for b in betas)
-    if o["schedule"] not in ("cosine", "constant"):
-        raise ConfigError(f"schedule = {o['schedule']!r}, expected cosine or constant")
-    if o["warmup"] is None:
-        o["warmup"] = 100 if o["steps"] is None else min(100, o["steps"] // 10)
-    if isinstance(o["warmup"], bool) or not isinstance(o["warmup"], int) or o["warmup"] < 0:
-        raise ConfigError(f"warmup = {o['warmup']!r}, expected a number of steps, 0 or more")
-    # the timed steps of minutes= are taken before the number of steps is known
-    o["hold"] = max(o["warmup"], TIMED) if o["steps"] is None else o["warmup"]
-    loss.resolve_weighting(o["weighting"])
-    if o["times"] is None:
-        o["times"] = {"likelihood": "importance", "edm": "lognormal"}.get(o["weighting"], "uniform")
-    loss.resolve_times(o["times"])
-    o["stratified"] = bool(o["stratified"]) or o["times"] == "stratified"
-    if o["out"] is None and (o["resume"] or o["overwrite"]):
-        raise ConfigError("resume or overwrite without out: give the folder of the run, out=...")
-    if o["resume"] and o["overwrite"]:
-        raise ConfigError("resume and overwrite exclude each other: give one of them")
-    return o
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How ``fit`` trains, see there: every field is one of its arguments, and nothing is left open.
+
+    Raises:
+        ConfigError: a value, or two values together, that make no sense.
+    """
+
+    steps: int | None
+    minutes: float | None
+    batch_size: int
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    warmup: int
+    schedule: str
+    clip: float | None
+    accumulate: int
+    ema: float
+    weighting: str | loss.Weighting
+    times: str | loss.Times
+    stratified: bool
+    dequantization: str | None
+    augment: Augmentation | None
+    seed: int
+    out: str | os.PathLike[str] | None
+    resume: bool
+    overwrite: bool
+    checkpoint_every: int
+    log_every: int
+    validate_every: int
+    bf16: bool
+
+    @classmethod
+    def complete(
+        cls,
+        *,
+        steps: int | None,
+        warmup: int | None,
+        weighting: str | loss.Weighting,
+        times: str | loss.Times | None,
+        stratified: bool,
+        **others: Any,
+    ) -> Options:
+        """The options of a call of ``fit``, with what it left open filled in."""
+        if warmup is None:
+            warmup = min(100, steps // 10) if isinstance(steps, int) else 100
+        if times is None:
+            times = _OWN_TIMES.get(weighting, "uniform") if isinstance(weighting, str) else "uniform"
+        stratified = bool(stratified) or times == "stratified"
+        return cls(steps=steps, warmup=warmup, weighting=weighting, times=times, stratified=stratified, **others)
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ConfigError(f"steps = {self.steps} and minutes = {self.minutes}: give one of them")
+        counts = ("batch_size", self.batch_size), ("accumulate", self.accumulate), ("checkpoint_every", self.checkpoint_every)
+        for name, count in (*counts, ("log_every", self.log_every), ("validate_every", self.validate_every)):
+            check_positive_int(count, name)
+        if self.steps is not None:
+            check_positive_int(self.steps, "steps")
+        for name, value in (("minutes", self.minutes), ("clip", self.clip)):
+            if value is not None:
+                check_positive(value, name)
+        check_positive(self.lr, "lr")
+        check_seed(self.seed)
+        for name, share, top in (("weight_decay", self.weight_decay, math.inf), ("ema", self.ema, 1)):
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < top:
+                raise ConfigError(f"{name} = {share!r}, expected a number in [0, {top})")
+        betas = self.betas
+        if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= b < 1 for b in betas)):
+            raise ConfigError(f"betas = {betas!r}, expected two numbers in [0, 1)")
+        if self.schedule not in KINDS:
+            raise ConfigError(f"schedule = {self.schedule!r}, expected {' or '.join(KINDS)}")
+        if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
+            raise ConfigError(f"warmup = {self.warmup!r}, expected a number of steps, 0 or more")
+        loss.resolve_weighting(self.weighting)
+        loss.resolve_times(self.times)
+        if self.out is None and (self.resume or self.overwrite):
+            raise ConfigError("resume or overwrite without out: give the folder of the run, out=...")
+        if self.resume and self.overwrite:
+            raise ConfigError("resume and overwrite exclude each other: give one of them")
+
+    @property
+    def hold(self) -> int:
+        """The step from which on the learning rate falls: the timed steps of ``minutes`` are taken before their number is known."""
+        return max(self.warmup, TIMED) if self.steps is None else self.warmup
+
+    def learning_rates(self) -> Schedule:
+        """The learning rate of each step; ``minutes`` leaves the number of steps open."""
+        return Schedule(self.lr, self.steps, self.warmup, self.hold, self.schedule)
+
+    def decisive(self) -> dict[str, Any]:
+        """Those that decide about the weights, as a checkpoint's JSON: a run goes on with the same ones only. How the work is split up
+        (``accumulate``) and what is written when are not among them."""
+        found = {
+            "steps": self.steps,
+            "minutes": self.minutes,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "betas": [float(b) for b in self.betas],
+            "weight_decay": self.weight_decay,
+            "warmup": self.warmup,
+            "hold": self.hold,
+            "schedule": self.schedule,
+            "clip": self.clip,
+            "ema": self.ema,
+            "weighting": description.name_of(self.weighting),
+            "times": description.name_of(self.times),
+            "stratified": self.stratified,
+            "seed": self.seed,
+            "bf16": self.bf16,
+            "dequantization": self.dequantization,
+            "augment": None if self.augment is None else repr(self.augment),
+        }
+        return plain(found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+KINDS = ("cosine", "constant")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -13,9 +15,9 @@ class Schedule:
 
     lr: float
     steps: int | None
-    warmup: int
-    hold: int
-    kind: str
+    warmup: int = 0
+    hold: int = 0
+    kind: str = "cosine"
 
     def __call__(self, k: int) -> float:
         rise = min(1.0, (k + 1) / self.warmup) if self.warmup else 1.0

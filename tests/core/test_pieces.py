@@ -270,7 +270,7 @@ def test_what_is_no_file_of_ours_is_left_alone(tmp_path):
     for text in ("my notes\n", '{"kind": "other", "settings": {}}\n', "[1]\n"):
         path.write_text(text)
         for overwrite in (False, True):
-            with pytest.raises(ConfigError, match="is not a file of likelihoods"):
+            with pytest.raises(ConfigError, match="is not the file of likelihoods"):
                 bits(out=path, overwrite=overwrite)
         assert path.read_text() == text
     with pytest.raises(ConfigError, match="out = 3, expected the name"):

@@ -7,7 +7,7 @@ import torch
 
 import scoresde as sd
 from scoresde.data.dataset import Data
-from scoresde.errors import CheckpointCorrupt, CheckpointNotFound, ConfigError, NonFiniteError, ShapeError
+from scoresde.errors import CheckpointCorrupt, CheckpointNotFound, ConfigError, NonFiniteError, ShapeError, TrainingDiverged
 from scoresde.evaluation.features import FeatureExtractor, features_name, fit_features
 from scoresde.evaluation.metrics import frechet_distance, precision_recall
 
@@ -101,6 +101,8 @@ def test_it_says_what_is_wrong(extractor, digits):
         fit_features(sd.data.toy("moons"), progress=False)
     with pytest.raises(ConfigError, match="steps = 0"):
         fit_features(digits, steps=0, progress=False)
+    with pytest.raises(TrainingDiverged, match=r"at one of the steps 1\.\.3: take a learning rate below 1e\+30"):
+        fit_features(digits, steps=3, width=4, lr=1e30, progress=False)
     with pytest.raises(ShapeError, match="x has shape"):
         extractor(torch.zeros(3, 1, 9, 9))
     with pytest.raises(NonFiniteError):

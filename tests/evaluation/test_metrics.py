@@ -262,9 +262,9 @@ def test_occupancy_is_zero_on_the_mean_though_modes_overlap():
     assert mode_occupancy_error(x, target, level.alpha, level.sigma, hard=True) > 0.08
     at = target.at(level.alpha, level.sigma)
     assert torch.allclose(mixture.responsibilities(x[:9], at), r[:9])
-    full = sd.GaussianMixture(target.means, target._basis @ torch.diag_embed(target._variances) @ target._basis.mT)
+    full = sd.GaussianMixture(target.means, target.basis @ torch.diag_embed(target.variances) @ target.basis.mT)
     joint = torch.stack([torch.distributions.MultivariateNormal(m, c).log_prob(x[:9]) for m, c in zip(
-        full.means, full._basis @ torch.diag_embed(full._variances) @ full._basis.mT, strict=True)], 1)
+        full.means, full.basis @ torch.diag_embed(full.variances) @ full.basis.mT, strict=True)], 1)
     assert torch.allclose(mixture.responsibilities(x[:9], full), joint.softmax(1))
 
 

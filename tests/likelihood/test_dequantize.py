@@ -23,7 +23,7 @@ def log2_probability(model: sd.ExactModel, levels: torch.Tensor, transform: sd.T
     t = model.sde.t_min
     p = model.target.at(float(model.sde.alpha(t)), float(model.sde.sigma(t)))
     low = alpha * (transform.low + levels.double() * transform.bin_width)[:, None]
-    z = [(edge - p.means.double()) / p._variances.double().sqrt() for edge in (low, low + alpha * transform.bin_width)]
+    z = [(edge - p.means.double()) / p.variances.double().sqrt() for edge in (low, low + alpha * transform.bin_width)]
     inside = (torch.special.ndtr(z[1]) - torch.special.ndtr(z[0])).prod(-1)
     return (inside @ p.log_weights.double().exp()).log2()
 

@@ -1,21 +1,17 @@
-"""Gradients of log p: against exact scores and finite differences, of the same number as ``log_prob``; fine-tuning on it."""
+"""Gradients of log p: against exact scores and finite differences, of the same number as ``log_prob``."""
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
 from problems import SDES, correlated_mixture, gaussian, image_mixture, marginal_sample, name
 
 import scoresde as sd
-from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ShapeError, SolverError, TrainingDiverged
+from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
 from scoresde.likelihood.gradients import differentiable_log_prob, log_prob_gradient
-from scoresde.training import fine_tuning
-from scoresde.training.fine_tuning import fine_tune
 
 KINDS = [("exact", 1), ("hutchinson", 2), ("reference", 1), ("gaussian", 2), ("hutch++", 4)]
 by_sde = pytest.mark.parametrize("sde", SDES, ids=name)
@@ -194,154 +190,3 @@ def test_wrong_arguments():
     with pytest.raises(ConfigError, match="has no Gaussian reference"):
         differentiable_log_prob(model, x)
     assert differentiable_log_prob(model, x, solver=sd.ReferenceSolver(reference=mlp().reference)).shape == (2,)
-
-
-# ---- fine-tuning
-
-
-@pytest.fixture(scope="module")
-def moons():
-    data = sd.data.toy("moons", n=2000)
-    model = sd.NetworkModel(random_weights(sd.nets.MLP(2, width=32, depth=1), 0.3), sd.VPSDE(t_min=1e-3), (2,))
-    sd.fit(model, data, steps=200, batch_size=64, progress=False)
-    return data, model
-
-
-def converged(model: sd.NetworkModel, x: torch.Tensor) -> torch.Tensor:
-    return -sd.log_prob(model, x, solver=sd.AdaptiveODE(1e-5, 1e-5), divergence="exact").log_prob
-
-
-@pytest.mark.slow
-def test_fine_tuning_lowers_the_converged_nll(moons):
-    """By more than four standard errors of the difference, on samples of no other use, by an adaptive solver and by 60 calls."""
-    data, model = moons
-    x = data.test[-400:]
-    tuned = copy.deepcopy(model)
-    how = {"batch_size": 64, "solver_steps": 12, "lr": 2e-3, "validate_every": 15, "validation_samples": 200, "progress": False}
-    lines = []
-    found = fine_tune(tuned, data, steps=30, callback=lambda k, line: lines.append((k, line)), **how)
-    fine = {"solver": sd.ReferenceSolver(), "steps": 60, "divergence": "exact"}
-    for arguments in (fine, {"solver": sd.AdaptiveODE(1e-4, 1e-4), "divergence": "exact"}):
-        gain = sd.log_prob(tuned, x, **arguments).log_prob - sd.log_prob(model, x, **arguments).log_prob
-        assert float(gain.mean()) > 4 * float(gain.std()) / math.sqrt(len(x))
-    assert found.validation_steps == [0, 15, 30]
-    assert found.after < found.before
-    assert found.best == found.validation_steps[found.validation.index(found.after)]
-    assert (len(found.nll), len(lines)) == (30, 33)
-    assert not tuned.training
-
-
-def test_fine_tuning_is_a_function_of_the_seed(moons):
-    data, model = moons
-    runs = []
-    for seed in (0, 0, 1):
-        torch.rand(1)  # the global generator is no part of it
-        tuned = copy.deepcopy(model).train()
-        found = fine_tune(tuned, data.train, steps=2, batch_size=16, solver_steps=4, seed=seed, progress=False)
-        assert (found.validation, found.best) == ([], 2)
-        assert math.isnan(found.after)
-        runs.append((found.nll, [p.detach() for p in tuned.parameters()]))
-    assert runs[0][0] == runs[1][0] != runs[2][0]
-    assert all(torch.equal(p, q) for p, q in zip(runs[0][1], runs[1][1], strict=True))
-    assert any(not torch.equal(p, q) for p, q in zip(runs[0][1], model.parameters(), strict=True))
-
-
-def test_weights_that_got_worse_are_not_kept(moons):
-    data, model = moons
-    tuned = copy.deepcopy(model)
-    with pytest.warns(UserWarning, match="never below"):
-        found = fine_tune(tuned, data, steps=2, lr=0.3, batch_size=16, solver_steps=4, clip=None, validation_samples=64, progress=False)
-    assert found.best == 0
-    assert found.after == found.before
-    assert found.validation[-1] > found.before
-    assert all(torch.equal(p, q) for p, q in zip(tuned.parameters(), model.parameters(), strict=True))
-
-
-def test_divergence_is_refused_and_undone(moons):
-    data, model = moons
-    tuned = copy.deepcopy(model)
-    with pytest.raises(TrainingDiverged, match="step 2 of fine_tune"):
-        fine_tune(tuned, data.train, steps=3, lr=1e30, batch_size=8, solver_steps=4, progress=False)
-    assert all(torch.equal(p, q) for p, q in zip(tuned.parameters(), model.parameters(), strict=True))
-
-
-class Spy(torch.nn.Module):
-    """Keeps what it is called with at t_min, where x is the data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net, self.seen, self.first = sd.nets.MLP(2, width=8, depth=1, classes=2), [], math.inf
-
-    def forward(self, x, c_noise, label=None):
-        self.first = min(self.first, float(c_noise.min()))
-        if float(c_noise.max()) == self.first:
-            self.seen.append((x.detach(), label))
-        return self.net(x, c_noise, label)
-
-
-@pytest.mark.parametrize("dequantization", ["uniform", "normal"])
-def test_fine_tuning_on_levels_with_labels(dequantization, monkeypatch):
-    """Samples and labels go together, and levels are dequantized as the model expects it: log p sees states at t_min, the denoising
-    loss, which adds noise of its own, data without any: with "normal" the middles of the bins, of the same samples."""
-    clean, loss = [], sd.loss.denoising_loss
-    monkeypatch.setattr(sd.loss, "denoising_loss", lambda model, x0, *rest: clean.append(x0) or loss(model, x0, *rest))
-    label = torch.arange(64) % 2
-    levels = (label[:, None] * 8 + torch.randint(0, 4, (64, 2), generator=torch.Generator().manual_seed(0))).to(torch.uint8)
-    data = sd.data.Data(levels, levels, sd.Transform(levels=16, dequantization=dequantization), label, label)
-    model = sd.NetworkModel(Spy(), sd.VPSDE(t_min=2e-3), (2,))
-    fine_tune(model, data, steps=4, batch_size=64, solver_steps=3, conditional=True, validate_every=4, progress=False)
-    assert model.reference is not None
-    t = model.sde.levels([model.sde.t_min])[0]
-    assert len(model.net.seen) >= 6
-    for x, given in model.net.seen[:6]:
-        assert torch.equal((x.mean(1) > -0.25).long(), given)
-        off = (x / t.alpha + 1) / data.transform.bin_width % 1 - 0.5  # from the middle of its bin, in bins
-        assert float(off.std()) == pytest.approx(t.sigma / data.transform.bin_width if dequantization == "normal" else 12**-0.5, rel=0.25)
-    batches = [x for x, _ in model.net.seen[1:5]]  # the first is of validation
-    assert all(not torch.equal(a, b) for a, b in zip(batches, batches[1:], strict=False))
-    assert len(clean) == 4
-    for x, x0 in zip(batches, clean, strict=True):
-        if dequantization == "normal":
-            assert torch.equal(x0, data.transform.center(data.transform.quantize(x0), x0.dtype))
-            assert float((x / t.alpha - x0).std()) == pytest.approx(t.sigma / t.alpha, rel=0.25)
-        else:
-            assert torch.equal(x0, x)
-
-
-@pytest.mark.parametrize("bad", [[0], [1], [0, 2], [0, 1, 2]], ids=str)
-@pytest.mark.parametrize("all_fail", [False, True])
-def test_a_look_that_is_not_finite_is_never_the_best(moons, monkeypatch, bad, all_fail):
-    """Three looks at which log p is 0, 1 and 2, the later the better, but for those that fail, of one sample or of all."""
-    data, model = moons
-    tuned, states = copy.deepcopy(model), []
-
-    def failing(model, x, **how):
-        value = torch.full((len(x),), float(len(states)), dtype=torch.float64)
-        if len(states) in bad:
-            value[3] = math.nan
-        states.append([p.detach().clone() for p in model.parameters()])
-        if len(states) - 1 in bad and all_fail:
-            raise SolverError("log p of no sample is finite")
-        return SimpleNamespace(log_prob=value)
-
-    monkeypatch.setattr(fine_tuning, "log_prob", failing)
-    how = {"steps": 2, "lr": 1e-3, "batch_size": 16, "solver_steps": 4, "validate_every": 1, "validation_samples": 16, "progress": False}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = fine_tune(tuned, data, **how)
-    good = [k for k in range(3) if k not in bad]
-    assert [math.isfinite(v) for v in found.validation] == [k in good for k in range(3)]
-    assert all(v == math.inf for k, v in enumerate(found.validation) if k in bad)
-    assert found.best == (good[-1] if good else 2)
-    assert found.after == (found.validation[good[-1]] if good else math.inf)
-    assert all(torch.equal(p, q) for p, q in zip(tuned.parameters(), states[found.best], strict=True))
-    assert ["at no look" in str(w.message) for w in caught if "fine_tune" in str(w.message)] == ([] if good else [True])
-
-
-def test_wrong_arguments_of_fine_tune(moons):
-    data, model = moons
-    for bad in ({"steps": 0}, {"lr": -1.0}, {"batch_size": 0}, {"solver_steps": 0}, {"anchor": -1.0}, {"clip": 0.0}, {"prior": "mine"}, {"divergence": "?"}):
-        with pytest.raises(ConfigError, match=next(iter(bad))):
-            fine_tune(model, data, **{"steps": 1, "progress": False, **bad})
-    with pytest.raises(ConfigError, match="no parameters"):
-        fine_tune(sd.ExactModel(data.target, sd.VPSDE()), data, steps=1)

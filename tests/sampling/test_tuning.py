@@ -71,7 +71,7 @@ def test_least_squares_find_weights_that_are_known():
     true = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
     residual = columns @ true
     residual[7] += 100.0
-    found = schemes._robust(columns, residual, 1e-9, 8)
+    found = schemes.robust_fit(columns, residual, 1e-9, 8)
     assert torch.allclose(found, true, atol=1e-4)
 
 
@@ -79,11 +79,11 @@ def test_gradients_through_the_solver_are_right():
     """d(end)/d(nodes, weights) against central differences, in float64."""
     model = sd.ExactModel(correlated_mixture(3), sd.VPSDE())
     p = pilots(model, 16)
-    scheme = schemes._scheme(p, 4, 0.6, 1.5, True)
+    scheme = schemes.scheme_on(p, 4, 0.6, 1.5, True)
     here, z0 = p.reference.to(p.x), p.z[0]
 
     def end(w, A):
-        return schemes._unroll(model, here, dataclasses.replace(scheme, w=w, A=A), z0, False).sum()
+        return schemes.unroll(model, here, dataclasses.replace(scheme, w=w, A=A), z0, False).sum()
 
     w, A = scheme.w.clone().requires_grad_(), scheme.A.clone().requires_grad_()
     with torch.enable_grad():
@@ -168,15 +168,15 @@ def test_adam_improves_on_least_squares():
 def test_memory_decides_between_gradients_recomputation_and_none():
     model = sd.ExactModel(two_modes(), sd.VPSDE())
     p = pilots(model)
-    scheme = schemes._scheme(p, 10, 0.6, 1.0, True)
-    assert schemes._affordable(p, scheme, 1 << 30, 32) == (32, False)
-    _, recompute = schemes._affordable(p, scheme, 200_000, 32)
+    scheme = schemes.scheme_on(p, 10, 0.6, 1.0, True)
+    assert schemes.affordable(p, scheme, 1 << 30, 32) == (32, False)
+    _, recompute = schemes.affordable(p, scheme, 200_000, 32)
     assert recompute
-    assert schemes._affordable(p, scheme, 1000, 32) is None
+    assert schemes.affordable(p, scheme, 1000, 32) is None
     with torch.enable_grad():
         z0, here = p.z[0][:8], p.reference.to(p.x)
-        a = schemes._unroll(model, here, scheme, z0, False)
-        b = schemes._unroll(model, here, scheme, z0, True)
+        a = schemes.unroll(model, here, scheme, z0, False)
+        b = schemes.unroll(model, here, scheme, z0, True)
     assert torch.equal(a, b)
 
 

@@ -11,7 +11,7 @@ import torch
 from problems import SDES, correlated_mixture, gaussian, image_mixture, marginal_sample, name, reference_path, two_modes, z_limit
 
 import scoresde as sd
-from scoresde.core.noise import Noise, _philox
+from scoresde.core.noise import Noise, philox
 from scoresde.solvers.loop import draws_for, solve
 
 ODE, SDE_SOLVER = sd.AdaptiveODE(1e-6, 1e-6), sd.AdaptiveSDE(0.05, 0.02)
@@ -265,10 +265,10 @@ def test_philox_known_answers():
     ones = (1 << 32) - 1
     answers = {0: "6627e8d5 e169c58d bc57ac4c 9b00dbd8", ones: "408f276d 41c83b0e a20bc7c6 6d5451fd"}
     for word, answer in answers.items():
-        found = _philox([torch.tensor([word])] * 4, (word, word))
+        found = philox([torch.tensor([word])] * 4, (word, word))
         assert " ".join(f"{int(w):08x}" for w in found) == answer
     counter = [torch.tensor([w]) for w in (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)]
-    found = _philox(counter, (0xA4093822, 0x299F31D0))
+    found = philox(counter, (0xA4093822, 0x299F31D0))
     assert " ".join(f"{int(w):08x}" for w in found) == "d16cfe09 94fdcceb 5001e420 24126ea1"
 
 

@@ -1,4 +1,4 @@
-"""Networks: independence over the batch, derivatives in every mode, any size, conditions, and what they refuse."""
+"""What all networks have in common."""
 
 from __future__ import annotations
 
@@ -7,27 +7,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from nets.cases import awake, inputs
+from torch import Tensor
 
 from scoresde import nets
-from scoresde.errors import ConfigError, DTypeError, ShapeError
-from scoresde.nets import attention as nets_attention
-
-
-def awake(net: nn.Module, seed: int = 0) -> nn.Module:
-    """A network in double precision whose zero-initialised layers are no longer zero, so that every path carries values."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn(p.shape, generator=g) * (0.3 if p.ndim == 1 else 0.7 / p[0].numel() ** 0.5))
-    return net.double().eval()
-
-
-def inputs(b: int, *event: int, seed: int = 1) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(b, *event, generator=g, dtype=torch.float64)
-    return x, torch.rand(b, generator=g, dtype=torch.float64) * 4 - 2
-
+from scoresde.errors import ConfigError
 
 SMALL = [
     pytest.param(lambda **kw: nets.MLP(3, width=16, depth=2, **kw), (3,), id="mlp"),
@@ -118,46 +102,6 @@ def test_config_rebuilds_the_network(make, event):
     assert torch.equal(again(x, c, label=label), net(x, c, label=label))
     # everything in the state is trained: nothing random or derived has to be kept
     assert {k for k, _ in net.named_parameters()} == set(net.state_dict())
-
-
-@pytest.mark.parametrize("size", [(8, 8), (28, 28), (7, 7), (9, 13), (1, 1), (5, 2)])
-def test_unet_takes_any_size(size):
-    net = awake(nets.UNet(3, 4, (1, 1, 2), 1, groups=2))
-    x, c = inputs(2, 3, *size)
-    y = net(x, c)
-    assert y.shape == x.shape
-    # every output pixel depends on the opposite corner
-    x.requires_grad_()
-    for row, column in ((0, 0), (-1, -1)):
-        (g,) = torch.autograd.grad(net(x, c)[0, 0, row, column], x)
-        assert bool((g[0, :, -1 - row, -1 - column] != 0).all())
-        assert bool((g[1] == 0).all())
-
-
-def test_unet_levels_shrink_rounding_up():
-    net = nets.UNet(1, 4, (1, 1, 1, 1), 1, ())
-    sizes = []
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
-            module.register_forward_hook(lambda m, i, y: sizes.append(tuple(y.shape[2:])))
-    net(torch.zeros(1, 1, 28, 15), torch.zeros(1))
-    assert sizes == [(14, 8), (7, 4), (4, 2)]
-
-
-def test_attention_sits_where_it_is_asked_for():
-    def levels(attention):
-        seen = []
-        net = nets.UNet(1, 4, (1, 1, 1), 1, attention, groups=1)
-        for module in net.modules():
-            if isinstance(module, nets_attention.Attention):
-                module.register_forward_hook(lambda m, i, y: seen.append(y.shape[-1]))
-        net(torch.zeros(1, 1, 8, 8), torch.zeros(1))
-        return seen
-
-    assert set(levels(())) == {2}  # the middle's own
-    assert set(levels((0,))) == {8, 2}
-    assert set(levels((-2,))) == {4, 2}
-    assert len(levels((2,))) == len(levels((-1,))) > len(levels(()))
 
 
 def test_default_sizes():
@@ -252,63 +196,6 @@ def test_autocast_keeps_the_ends_in_full_precision(make, event):
         assert not torch.equal(net(x * (1 + 2.0**-12), c), y)
 
 
-def test_unet_learns_to_denoise():
-    """Stripes with a random phase under noise: the best linear estimate of a pixel alone leaves 1/3, the network far less."""
-    torch.manual_seed(0)
-    g = torch.Generator().manual_seed(0)
-    net = nets.UNet(1, 16, blocks=1)
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    losses = []
-    for _ in range(60):
-        phase = torch.rand(32, 1, 1, 1, generator=g) * 2 * math.pi
-        clean = torch.sin(phase + torch.arange(8) * math.pi / 4).expand(32, 1, 8, 8)
-        noisy = clean + torch.randn(clean.shape, generator=g)
-        loss = (net(noisy, torch.zeros(32)) - clean).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[0] == pytest.approx(0.5, abs=0.05)  # zero at first
-    assert sum(losses[-10:]) / 10 < 0.15
-
-
-# ---- what they refuse
-
-X1, X3, C, L = torch.zeros(2, 1, 8, 8), torch.zeros(2, 3), torch.zeros(2), torch.zeros(2).long()
-
-
-@pytest.mark.parametrize(
-    ("x", "c_noise", "cond", "error", "message"),
-    [
-        (torch.zeros(2, 3, 8, 8), C, {}, ShapeError, r"\(2, 3, 8, 8\).*\(B, 1, H, W\)"),
-        (torch.zeros(2, 8, 8), C, {}, ShapeError, r"\(2, 8, 8\)"),
-        (torch.zeros(1, 8), C, {}, ShapeError, r"\(1, 8\)"),
-        (X1, torch.zeros(3), {}, ShapeError, r"c_noise has shape \(3,\)"),
-        (X1, torch.zeros(2, 1), {}, ShapeError, r"c_noise has shape \(2, 1\)"),
-        (X1, torch.tensor(0.0), {}, ShapeError, r"c_noise has shape \(\)"),
-        (X1, L, {}, DTypeError, "c_noise has dtype torch.int64"),
-        (X1.double(), C, {}, DTypeError, "float64.*float32"),
-        (X1.long(), C, {}, DTypeError, "int64.*float32"),
-        (X1, C, {"label": L.float()}, DTypeError, "label is of torch.float32"),
-        (X1, C, {"label": 1}, DTypeError, "label is of int"),
-        (X1, C, {"label": L[:1]}, ShapeError, r"label has shape \(1,\)"),
-        (X1, C, {"label": torch.tensor([0, 4])}, ConfigError, r"from 0 to 4, expected 0\.\.3"),
-        (X1, C, {"label": torch.tensor([-2, 1])}, ConfigError, r"from -2 to 1"),
-    ],
-)
-def test_bad_input(x, c_noise, cond, error, message):
-    with pytest.raises(error, match=message):
-        nets.UNet(1, 8, blocks=1, classes=4)(x, c_noise, **cond)
-
-
-def test_bad_input_of_an_mlp():
-    net = nets.MLP((1, 3), 8, 1)
-    with pytest.raises(ShapeError, match=r"\(2, 3\).*\(B, 1, 3\)"):
-        net(X3, C)
-    with pytest.raises(ConfigError, match="made without classes"):
-        net(X3[:, None], C, label=L)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -339,57 +226,3 @@ def test_bad_input_of_an_mlp():
 def test_bad_configuration(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
-
-
-def test_waves_are_cosines_and_sines_of_each_channel_that_fade_in_noise():
-    x = torch.tensor([[[0.25, 0.5]], [[1.0, -0.125]]])  # (B, C = 1, 2)
-    clean = torch.full((2,), -5.0)  # s = e^-20
-    expected = torch.tensor(
-        [
-            [[0.25, 0.5], [-1.0, 1.0], [0.0, 0.0]],
-            [[1.0, -0.125], [1.0, 0.0], [0.0, -1.0]],
-        ]
-    )
-    torch.testing.assert_close(nets.with_waves(x, clean, (2.0,)), expected, atol=1e-6, rtol=0)
-    assert nets.with_waves(x, clean, ()) is x
-    two = nets.with_waves(torch.rand(3, 2, 4, 4), torch.full((3,), -5.0), (1.0, 2.0))
-    assert two.shape == (3, 10, 4, 4)
-    torch.testing.assert_close(two[:, 2:4].square() + two[:, 4:6].square(), torch.ones(3, 2, 4, 4))
-
-
-def test_a_wave_fades_as_noise_averages_it():
-    """E cos(2 pi f (x + s e)) = exp(-(2 pi f s)^2/2) cos(2 pi f x), s = exp(4 c_noise), within four standard errors."""
-    g = torch.Generator().manual_seed(0)
-    n, x, f = 100_000, 0.3, 1.5
-    for s in (0.02, 0.1, 0.3, 3.0, 1e30):
-        noisy = 2 * math.pi * f * (x + min(s, 1e3) * torch.randn(n, dtype=torch.float64, generator=g))
-        c_noise = torch.tensor([math.log(s) / 4], dtype=torch.float64)
-        _, cos, sin = nets.with_waves(torch.tensor([[x]], dtype=torch.float64), c_noise, (f,))[0]
-        for wave, seen in ((cos, noisy.cos()), (sin, noisy.sin())):
-            assert abs(float(wave - seen.mean())) < 4 * float(seen.std()) / math.sqrt(n)
-
-
-def test_a_wave_a_level_tells_where_in_a_level_a_value_is():
-    """What they are for: the noise on one of 256 levels from a value, which a network cannot resolve without them."""
-    g = torch.Generator().manual_seed(0)
-    left = {}
-    for frequencies in ((), (128,)):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            net = nets.MLP(4, 64, 2, frequencies=frequencies)
-        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-        for _ in range(300):
-            level, noise = torch.randint(256, (512, 4), generator=g), torch.randn(512, 4, generator=g)
-            x = (level + 0.5) / 128 - 1 + noise / (128 * 7)
-            loss = (net(x, torch.full((512,), math.log(1 / 896) / 4)) - noise).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        left[frequencies] = float(loss.detach())
-    assert left[(128,)] < 0.05
-    assert left[()] > 0.8
-
-
-def test_a_network_without_waves_has_the_config_of_before():
-    assert "frequencies" not in nets.UNet().config
-    assert nets.MLP(2, frequencies=3).config["frequencies"] == [3.0]

@@ -1,0 +1,68 @@
+"""Network calls are counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models.cases import target
+from torch import nn
+
+import scoresde as sd
+from scoresde.models.views import Conditioned
+
+
+def test_counts():
+    model = sd.ExactModel(target(), sd.VPSDE())
+    x = torch.randn(4, 3, dtype=torch.float64)
+    with sd.count_evaluations(model) as outer:
+        model.score(x, 0.5)
+        with sd.count_evaluations(model) as inner:
+            model.predict(x, 0.5)
+            model.velocity(x, 0.5)
+        model.denoise(x, torch.full((4,), 0.5))
+    model.eps(x, 0.5)
+    assert (outer.forward, inner.forward, outer.vjp) == (4, 2, 0)
+    with pytest.raises(ZeroDivisionError), sd.count_evaluations(model) as calls:
+        model.eps(x, 0.5)
+        raise ZeroDivisionError
+    model.eps(x, 0.5)
+    assert calls.forward == 1
+    assert model._calls == []
+    # two at once that look alike are told apart
+    with sd.count_evaluations(model) as a, sd.count_evaluations(model) as b:
+        assert a == b
+    with sd.count_evaluations(model) as c:
+        model.eps(x, 0.5)
+    assert (a.forward, b.forward, c.forward) == (0, 0, 1)
+
+
+def test_counts_are_of_the_network():
+    """One network call for each derived quantity, counted at the network itself."""
+
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x, c_noise):
+            Counting.calls += 1
+            return x
+
+    for make in (lambda: sd.NetworkModel(Counting(), sd.VPSDE(), (2,)),):
+        model = make()
+        x = torch.randn(3, 2)
+        for quantity in ("denoise", "predict", "eps", "score", "velocity"):
+            Counting.calls = 0
+            with sd.count_evaluations(model) as calls:
+                getattr(model, quantity)(x, 0.5)
+            assert calls.forward == Counting.calls == 1
+        Counting.calls = 0
+        with sd.count_evaluations(model) as calls:
+            r = sd.log_prob(model, x, solver=sd.Heun(), steps=3, probes=2)
+            sd.sample(model, 3, solver=sd.PredictorCorrector(), steps=3, denoise=True)
+        assert calls.forward == Counting.calls
+        assert (r.nfe, r.vjp) == (6, 12)
+        assert calls.forward == 6 + 7
+        Counting.calls = 0
+        bound = Conditioned(model, {})
+        with sd.count_evaluations(model) as calls, sd.count_evaluations(bound) as also:
+            bound.score(x, 0.5)
+        assert calls.forward == also.forward == Counting.calls == 1

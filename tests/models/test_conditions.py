@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import scoresde as sd
-from scoresde.errors import ShapeError
-from scoresde.models.conditions import slice_cond
+from scoresde.errors import ConfigError, ShapeError
+from scoresde.models.conditions import Conditions, check_conditions, slice_cond
 
 
 class Labelled(nn.Module):
@@ -74,3 +74,83 @@ def test_slice_cond():
     assert cut["shared"] is cond["shared"]
     assert cut["one"] is cond["one"]
     assert cut["text"] == "a"
+
+
+# ---- keywords that are no conditions
+
+
+class Takes(nn.Module):
+    """Answers with y, or with 0."""
+
+    def forward(self, x, c_noise, **cond):
+        return torch.zeros_like(x) + cond.get("y", 0.0)
+
+
+def exact():
+    return sd.ExactModel(sd.GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)), sd.VPSDE())
+
+
+X = torch.zeros(2, 2, dtype=torch.float64)
+MISSPELLED = [
+    (lambda m, **k: sd.log_prob(m, X, **k), {"divergance": "exact"}, "divergence"),
+    (lambda m, **k: sd.log_prob(m, X, **k), {"solvr": sd.Heun()}, "solver"),
+    (lambda m, **k: sd.sample(m, 4, **k), {"setps": 3}, "steps"),
+    (lambda m, **k: sd.sample(m, 4, **k), {"step": 3}, "steps"),
+    (lambda m, **k: sd.sample(m, 4, **k), {"bach_size": 3}, "batch_size"),
+    (lambda m, **k: sd.trajectory(m, 4, **k), {"t_nd": 0.1}, "t_end"),
+    (lambda m, **k: sd.elbo(m, X, **k), {"drawz": 3}, "draws"),
+]
+
+
+@pytest.mark.parametrize(("function", "cond", "near"), MISSPELLED, ids=lambda v: str(v) if isinstance(v, (dict, str)) else "")
+@pytest.mark.parametrize("make", [exact, lambda: sd.NetworkModel(Takes(), sd.VPSDE(), (2,), "x0").double()], ids=["exact", "any condition"])
+def test_a_misspelled_option_is_no_condition(make, function, cond, near):
+    """Not even where a network takes any name: the nearest option is named, and nothing was computed."""
+    model = make()
+    with sd.count_evaluations(model) as calls, pytest.raises(ConfigError, match=rf"{next(iter(cond))!r} is no option of .*did you mean '{near}'"):
+        function(model, **cond)
+    assert calls.forward == 0
+
+
+def test_a_model_takes_the_conditions_that_it_names():
+    with pytest.raises(ConfigError, match="'label' is no option of sample, and the model takes no condition"):
+        sd.sample(exact(), 4, label=torch.zeros(4))
+    model = sd.NetworkModel(Labelled(), sd.VPSDE(), (2,), "x0")
+    assert (model.conditions.names, model.conditions.others) == (("label", "scale"), False)
+    with pytest.raises(ConfigError, match="the model takes label, scale as condition; did you mean 'label'"):
+        sd.sample(model, 4, lable=torch.arange(4))
+
+
+def test_a_bare_cond_takes_any_name_that_is_not_near_to_an_option():
+    model = sd.NetworkModel(Takes(), sd.VPSDE(), (2,), "x0")
+    assert model.conditions.others
+    for n, name in enumerate(("y", "context", "q")):
+        x = sd.sample(model, 3, steps=2, denoise=True, **{name: torch.full((3, 1), 1.0 + n)})
+        assert float(x.mean()) == (1.0 if name == "y" else 0.0)
+
+
+class Options:
+    @staticmethod
+    def function(steps, ids, long_option_name, **cond): ...
+
+
+def test_how_near_is_near():
+    """Two letters, of a short option fewer than half of its own; a name that the model itself gives is always its condition."""
+    anything = Conditions(others=True)
+    check = lambda name, takes=anything: check_conditions(takes, {name: 1}, Options.function)
+    for taken in ("sxxxs", "idx_", "ydz", "ab", "long_optixxxame"):
+        check(taken)
+    for near in ("stepz", "stxxs", "step", "id", "idz", "long_option_nxme", "lxng_xption_name"):
+        with pytest.raises(ConfigError, match="did you mean"):
+            check(near)
+    check("stepz", Conditions(("stepz",)))
+    check_conditions(Conditions(), {}, Options.function)
+    with pytest.raises(ConfigError, match="takes y as condition"):
+        check("label", Conditions(("y",)))
+
+
+def test_conditions_of_a_signature():
+    assert Conditions.of(lambda x, t, a, *, b=1: None, 2) == Conditions(("a", "b"))
+    assert Conditions.of(lambda x, t, a, **rest: None, 2) == Conditions(("a",), True)
+    assert Conditions.of(lambda x, t: None, 2) == Conditions()
+    assert Conditions.of(print, 5).others or not Conditions.of(print, 5).names

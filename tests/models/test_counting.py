@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from models.cases import target
@@ -66,3 +68,41 @@ def test_counts_are_of_the_network():
         with sd.count_evaluations(model) as calls, sd.count_evaluations(bound) as also:
             bound.score(x, 0.5)
         assert calls.forward == also.forward == Counting.calls == 1
+
+
+def test_seconds_are_those_inside_the_network():
+    """``timed``: what the network took and no more; without it, nothing is measured. A network that sleeps for 10 ms a call."""
+
+    class Sleeps(nn.Module):
+        def forward(self, x, c_noise):
+            time.sleep(0.01)
+            return x
+
+    model = sd.NetworkModel(Sleeps(), sd.VPSDE(), (2,))
+    begun = time.perf_counter()
+    with sd.count_evaluations(model, timed=True) as timed, sd.count_evaluations(model) as plain:
+        sd.sample(model, 3, solver=sd.Heun(), steps=5)
+        time.sleep(0.05)
+    whole = time.perf_counter() - begun
+    assert 10 * 0.01 <= timed.seconds <= whole - 0.05
+    assert (plain.seconds, plain.forward, timed.forward) == (0.0, 10, 10)
+
+
+def test_free_calls_reach_no_network():
+    """``free``: what a solver would ask is counted, of rows too; the network is not called, and answers x0 = 0 in its place."""
+
+    class Never(nn.Module):
+        def forward(self, x, c_noise):
+            raise AssertionError("called")
+
+    model = sd.NetworkModel(Never(), sd.VPSDE(), (2,))
+    for solver, calls_due in ((sd.RK4(), 20), (sd.UniPC(), 5), (sd.PredictorCorrector(), 10)):
+        with sd.count_evaluations(model, free=True) as calls:
+            sd.sample(model, 7, solver=solver, steps=5, batch_size=4)
+        assert (calls.forward, calls.rows) == (2 * calls_due, 8 * calls_due)
+    with sd.count_evaluations(model, free=True):
+        x0, eps = model.predict(torch.ones(2, 2), 0.5)
+    assert x0.tolist() == [[0.0, 0.0]] * 2
+    assert torch.allclose(eps, 1 / model.sde.sigma(torch.tensor(0.5)).float().expand(2, 2))  # (x - alpha 0)/sigma
+    with pytest.raises(AssertionError, match="called"):
+        model.predict(torch.ones(2, 2), 0.5)

@@ -1,25 +1,55 @@
-"""The README's Python blocks run as written, from top to bottom."""
+"""The README and the pages of docs: their Python runs as written, what they name is there, and their tables are what the code says."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = sorted(["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))])
+TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
+README = TEXTS["README.md"]
 
 
-def test_python_blocks_run():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) >= 8
+def python_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", TEXTS[page], re.S)
+
+
+def links_of(page: str) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", TEXTS[page])
+
+
+def run(page: str) -> dict:
+    """The names after all blocks of a page, from top to bottom."""
     names: dict = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    for block in python_of(page):
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def test_python_of_the_readme_runs():
+    names = run("README.md")
+    assert len(python_of("README.md")) >= 2
     assert names["history"].steps
     assert torch.isfinite(names["gap"])
+    assert 0 < names["b"].mean < 10
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md" and python_of(page)])
+def test_python_of_the_pages_runs(page):
+    """Each page by itself: it imports what it uses."""
+    run(page)
+
+
+def test_pages_with_examples_are_found():
+    assert {"docs/your_own.md", "docs/how_many_steps.md", "docs/likelihoods.md", "docs/large_runs.md"} <= {page for page in PAGES if python_of(page)}
+    assert len(python_of("docs/your_own.md")) >= 7
 
 
 def test_the_two_commands_are_there():
@@ -30,11 +60,68 @@ def test_the_two_commands_are_there():
         assert command in README
 
 
-@pytest.mark.parametrize("path", re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))
-def test_pictures_exist(path):
-    assert (ROOT / path).stat().st_size > 1000
+def test_the_readme_is_short_and_leads_to_every_page():
+    assert len(README.splitlines()) <= 200
+    linked = {link.partition("#")[0] for link in links_of("README.md")}
+    assert {page for page in PAGES if page != "README.md"} <= linked
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:benchmarks|notebooks|docs|tests)/[\w/.]+)`", README))))
-def test_named_files_exist(path):
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize(("page", "path"), [(page, path) for page in PAGES for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXTS[page])])
+def test_pictures_exist(page, path):
+    assert ((ROOT / page).parent / path).stat().st_size > 1000
+
+
+def anchors(text: str) -> set[str]:
+    """What the headings of a page are called in links."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.M)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in links_of(page):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_files_exist(page):
+    """Also those in commands, as in `python benchmarks/moons.py`."""
+    folders = "benchmarks|notebooks|docs|tests|scoresde"
+    for path in re.findall(rf"(?<![\w/.-])((?:{folders})/[\w/.-]*\w/?)", TEXTS[page]):
+        assert (ROOT / path).exists(), path
+
+
+def test_tables_of_solvers_are_what_the_solvers_say():
+    command = [sys.executable, str(ROOT / "docs" / "solver_table.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stale_table_is_found(tmp_path, monkeypatch):
+    """The comparison sees a figure that is another than the solver's."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import solver_table
+
+    (tmp_path / "docs").mkdir()
+    for page in solver_table.PAGES:
+        (tmp_path / page).write_text(TEXTS[page].replace("| `Heun` |", "| `Huen` |"))
+    monkeypatch.setattr(solver_table, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["solver_table.py", "--check"])
+    with pytest.raises(SystemExit, match=r"docs/which_solver\.md: the table is not"):
+        solver_table.main()
+    monkeypatch.setattr(sys, "argv", ["solver_table.py"])
+    solver_table.main()
+    assert (tmp_path / "README.md").read_text() == README
+
+
+def test_every_solver_has_its_advice():
+    from scoresde import solvers
+    from scoresde.core import faces
+
+    advice = TEXTS["docs/which_solver.md"].partition("## When to take which")[2].partition("\n## ")[0]
+    for name in faces.own(solvers, solvers.Solver):
+        assert name in advice, name

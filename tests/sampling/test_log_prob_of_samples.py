@@ -107,3 +107,64 @@ def test_wrong_arguments_of_log_prob_of_samples():
         sd.sample(model, 2, return_log_prob=True, probes=0)
     x, log_p = sd.sample(model, 0, return_log_prob=True)
     assert (x.shape, log_p.shape) == ((0, 3), (0,))
+
+
+# ---- what a solver says that it asks for
+
+
+class TakesVelocity(sd.Solver):
+    """Euler's method."""
+
+    def step(self, model, x, t, s, state, noise):
+        return x + (s - t) * model.velocity(x, t), state
+
+
+class TakesX0(sd.Solver):
+    """DDIM, of x0 and eps."""
+
+    asks = "x0"
+
+    def step(self, model, x, t, s, state, noise):
+        x0, eps = model.predict(x, t)
+        return s.alpha * x0 + s.sigma * eps, state
+
+
+def test_a_solver_of_ones_own_says_what_it_asks_for():
+    """Either kind gives the density of what it makes; one that says the other is told so, before a sample is returned."""
+    model = sd.ExactModel(correlated_mixture(2), sd.VPSDE())
+    for solver, twin in ((TakesVelocity(), sd.Euler()), (TakesX0(), sd.DDIM())):
+        times = sd.grid.log_snr(model.sde, 30)
+        for found, expected in zip(*(sd.sample(model, 3, solver=s, times=times, return_log_prob=True) for s in (solver, twin)), strict=True):
+            assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+    class SaysX0(TakesVelocity):
+        asks = "x0"
+
+    class SaysEps(TakesVelocity):
+        asks = "eps"
+
+    class SaysVelocity(TakesX0):
+        asks = "velocity"
+
+    for solver in (SaysX0(), SaysEps()):
+        with sd.count_evaluations(model) as calls, pytest.raises(sd.errors.ConfigError, match=r"asks the model for its velocity.*asks = 'velocity'"):
+            sd.sample(model, 3, solver=solver, steps=4, return_log_prob=True)
+        assert calls.forward == 0
+    with sd.count_evaluations(model) as calls, pytest.raises(sd.errors.ConfigError, match="asks the model for x0, eps or the score"):
+        sd.sample(model, 3, solver=SaysVelocity(), steps=4, return_log_prob=True)
+    assert calls.forward == 0
+    for solver in (SaysX0(), SaysVelocity()):  # without the density it does not matter
+        assert sd.sample(model, 3, solver=solver, steps=4).isfinite().all()
+
+
+def test_a_solver_of_x0_that_goes_back_in_time_is_told_so():
+    """The rate of log p is integrated over the calls, which must be at decreasing times."""
+
+    class Back(TakesX0):
+        def step(self, model, x, t, s, state, noise):
+            model.denoise(x, s)
+            return super().step(model, x, t, s, state, noise)
+
+    model = sd.ExactModel(correlated_mixture(2), sd.VPSDE())
+    with pytest.raises(sd.errors.ConfigError, match="calls at decreasing times"):
+        sd.sample(model, 3, solver=Back(), steps=4, return_log_prob=True)

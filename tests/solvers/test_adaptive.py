@@ -11,7 +11,8 @@ import torch
 from problems import SDES, correlated_mixture, gaussian, image_mixture, marginal_sample, name, reference_path, two_modes, z_limit
 
 import scoresde as sd
-from scoresde.core.noise import Noise, philox
+from scoresde.core.brownian import on_path
+from scoresde.core.noise import BROWNIAN_LEVELS, Noise, philox
 from scoresde.solvers.loop import draws_for, solve
 
 ODE, SDE_SOLVER = sd.AdaptiveODE(1e-6, 1e-6), sd.AdaptiveSDE(0.05, 0.02)
@@ -307,6 +308,22 @@ def test_the_path_is_a_function_of_seed_id_and_stream():
 # ---- the SDE
 
 
+def all_draws(noise, sde, levels):
+    """What ``noise="path"`` draws at all steps, looked up at once: a row a time and sample."""
+    first, last, *lam = (u.lam for u in [*sde.levels([sde.t_max, sde.t_min]), *levels])
+    k = torch.tensor([on_path(min(max(v - first, 0.0), last - first), last - first) for v in lam])
+    many = Noise(noise.seed, np.tile(noise.ids, len(k)), noise.event_shape, noise.dtype)
+    w = many.brownian(k.repeat_interleave(len(noise.ids))).view(len(k), len(noise.ids), *noise.event_shape)
+    return w.diff(dim=0) / (k.diff().double() / (1 << BROWNIAN_LEVELS)).sqrt().view(-1, *[1] * (w.ndim - 1))
+
+
+def test_all_draws_at_once_are_those_of_a_solve():
+    sde, noise = sd.VESDE(), Noise(3, np.array([4, 0, 9]), (2,), torch.float64)
+    levels = sde.levels(sd.grid.karras(sde, 7, 0.9, 0.2))
+    path, z = draws_for("path", noise, sde, levels), all_draws(noise, sde, levels)
+    assert all(torch.allclose(path.at(i)(), z[i], atol=1e-6) for i in range(7))
+
+
 def heun_on_the_path(model, x, n, seed=0):
     """The stochastic improved Euler method in n equal steps of u = asinh(sigma/alpha), on the path of ``noise="path"``."""
     sde = model.sde
@@ -321,12 +338,12 @@ def heun_on_the_path(model, x, n, seed=0):
         du_dt = (level.sigma_dot * level.alpha - level.sigma * level.alpha_dot) / level.alpha**2 / math.sqrt(1 + (level.sigma / level.alpha) ** 2)
         return (f / c2**0.5 - c_dot / c2**0.5 * y) / du_dt, math.sqrt(level.g2 / c2 / du_dt)
 
-    levels, B = sde.levels(times), len(x)
-    path = draws_for("path", Noise(seed, np.arange(B), model.event_shape, x.dtype), sde, levels)
+    levels = sde.levels(times)
+    z = all_draws(Noise(seed, np.arange(len(x)), model.event_shape, x.dtype), sde, levels)
     y = x / math.hypot(t.alpha, t.sigma)
     for i in range(n):
         h = float(u[i + 1] - u[i])
-        dw = math.sqrt(-h) * path.draw(i)
+        dw = math.sqrt(-h) * z[i]
         f, g = drift(y, levels[i])
         f_s, g_s = drift(y + h * f + g * dw, levels[i + 1])
         y = y + h / 2 * (f + f_s) + (g + g_s) / 2 * dw

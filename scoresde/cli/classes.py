@@ -1,7 +1,7 @@
 """SDEs, networks and solvers by name, as the command line gives them: ``--sde VESDE --sde.sigma_max 20``.
 
 A short name is one of scoresde's own classes; a dotted one, ``package.module:Class``, is imported. Nothing is registered
-anywhere: what can be named is what the modules hold.
+anywhere: what can be named is what the faces of the folders offer.
 """
 
 from __future__ import annotations
@@ -11,27 +11,49 @@ import inspect
 import os
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from scoresde import nets, sdes, solvers
 from scoresde.core import faces
 from scoresde.core.checks import did_you_mean
 from scoresde.errors import ConfigError
+from scoresde.sdes import grid
 from scoresde.sdes.base import SDE
 from scoresde.solvers.base import Solver
-from scoresde.solvers.recipe import Recipe
+from scoresde.solvers.reference import ReferenceSolver
 
 KINDS: dict[str, tuple[type[Any], ModuleType]] = {"sde": (SDE, sdes), "net": (nn.Module, nets), "solver": (Solver, solvers)}
 
 
 def own(kind: str) -> dict[str, type]:
-    """scoresde's public classes of a kind ("sde", "net", "solver") that text can make, by name; a ``Recipe`` is read from its file."""
+    """scoresde's public classes of a kind ("sde", "net", "solver") that text can make, by name.
+
+    All arguments of an SDE or a solver have defaults, but for those solvers that ``tune`` makes; what a network must be told, data say.
+    """
     base, package = KINDS[kind]
-    return {name: cls for name, cls in faces.own(package, base).items() if cls is not Recipe}
+    classes = faces.own(package, base)
+    return classes if kind == "net" else {name: cls for name, cls in classes.items() if not _missing(cls, {})}
+
+
+def of_the_flow() -> dict[str, type]:
+    """Those of the solvers by which log p can be computed: of the probability-flow ODE by its velocity, or in reference coordinates."""
+
+    def follows(cls: type) -> bool:
+        solver = cls()
+        return isinstance(solver, ReferenceSolver) or (solver.asks, solver.noise) == ("velocity", "deterministic")
+
+    return {name: cls for name, cls in own("solver").items() if follows(cls)}
+
+
+def grids() -> dict[str, Callable[..., Tensor]]:
+    """The grids of times in ``scoresde.grid``, by name: its public functions of (sde, n, start, end)."""
+    start = ["sde", "n", "start", "end"]
+    functions = {name: value for name, value in vars(grid).items() if inspect.isfunction(value) and not name.startswith("_")}
+    return {name: f for name, f in functions.items() if list(inspect.signature(f).parameters)[:4] == start and f is not grid.default}
 
 
 def signature(cls: type) -> str:
@@ -113,10 +135,15 @@ def _make(kind: str, cls: type, options: Mapping[str, str], known: Mapping[str, 
             raise ConfigError(f"{prefix}.{name}.{next(iter(below))} is unknown: {name} of {cls.__name__} is a plain value")
         elif text is not None:
             arguments[name] = _value(cls, name, text, f"{prefix}.{name}")
-    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in arguments]
+    missing = _missing(cls, arguments)
     if missing:
         raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}: give {prefix}.{missing[0]} VALUE")
     return cls(**arguments)
+
+
+def _missing(cls: type, arguments: Mapping[str, Any]) -> list[str]:
+    """The arguments that must still be given."""
+    return [name for name, p in _parameters(cls).items() if p.default is p.empty and name not in arguments]
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from scoresde.checkpoints import format, saving
 from scoresde.cli import classes as classes_module
 from scoresde.cli import demo
+from scoresde.cli.options import MINUTES, MOST_SAMPLES
 from scoresde.cli.shell import one_line
 from scoresde.core import checks
 from scoresde.core.checks import check_positive_int
@@ -38,7 +39,6 @@ from scoresde.models.reference import GaussianReference
 from scoresde.plot import curves, pictures
 from scoresde.sampling import tuning
 from scoresde.sampling.sampler import sample
-from scoresde.sdes import grid
 from scoresde.training import fitting
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def run_train(a: Any) -> None:
         model,
         data,
         steps=a.steps,
-        minutes=10.0 if a.minutes is None and a.steps is None else a.minutes,
+        minutes=MINUTES if a.minutes is None and a.steps is None else a.minutes,
         seed=a.seed,
         out=a.out,
         resume=a.resume,
@@ -106,7 +106,7 @@ def run_sample(a: Any) -> None:
         raise ConfigError(f"--solver.{next(iter(a.options['solver']))} without --solver: which class is it of?")
     solver = _solver_of(a.solver, a.options["solver"])
     model = _load(a)
-    shape, transform = model.event_shape, getattr(model, "transform", None)
+    shape, transform = model.event_shape, model.transform
     if path.suffix in PICTURES and not (shape == (2,) or len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
         raise ConfigError(f"--out {a.out}: samples of shape {shape} cannot be drawn; write arrays, --out {path.stem}.npz")
     ids = torch.arange(check_positive_int(a.n, "n"))[rank::world]
@@ -217,7 +217,7 @@ def run_bench(a: Any) -> None:
     if a.n is not None and a.samples is not None:
         raise ConfigError("--n and --samples are the same: give one of them")
     n = a.samples if a.n is None else a.n
-    n = min(len(data.test), len(data.train) // 2, 1000) if n is None else check_positive_int(n, "samples")
+    n = min(len(data.test), len(data.train) // 2, MOST_SAMPLES) if n is None else check_positive_int(n, "samples")
     cond: dict[str, Any] = {}
     if data.test_labels is not None and _classes_of(model):
         cond["label"] = data.test_labels[torch.arange(n) % len(data.test_labels)]
@@ -261,18 +261,16 @@ def _solver_of(name: str, options: Mapping[str, str] = MappingProxyType({})) -> 
 
 def _grid_of(name: str) -> Any:
     """A function of scoresde.grid by name; "own" is the solver's own."""
-    names = ("uniform", "quadratic", "karras", "log_snr")
-    if name == "own":
-        return None
-    if name not in names:
-        raise ConfigError(f"--grids {name}: expected own, {', '.join(names)}{checks.did_you_mean(name, names)}")
-    return getattr(grid, name)
+    grids = classes_module.grids()
+    if name != "own" and name not in grids:
+        raise ConfigError(f"--grids {name}: expected own, {', '.join(grids)}{checks.did_you_mean(name, grids)}")
+    return grids.get(name)
 
 
 def run_tune(a: Any) -> None:
     budgets = _integers(a.nfe, "nfe")
     model = _load(a)
-    if isinstance(model, NetworkModel) and _classes_of(model):
+    if _classes_of(model):
         print("the recipe is for samples without a label; with one it works too, but was not made for it")
     out = Path(a.run) if a.out is None else Path(a.out)
     rows = []
@@ -320,9 +318,8 @@ def _load(a: Any, data: dataset.Data | None = None) -> ScoreModel:
     model = saving.load(a.run, net=net, sde=sde, ema=not a.raw)
     if data is not None and model.event_shape != data.event_shape:
         raise ConfigError(f"{a.run} was trained on samples of shape {model.event_shape}, but {a.data} has {data.event_shape}")
-    transform = getattr(model, "transform", None)
-    if data is not None and transform != data.transform:
-        raise ConfigError(f"{a.run} was trained with {transform}, but {a.data} has {data.transform}: give the data of the run")
+    if data is not None and model.transform != data.transform:
+        raise ConfigError(f"{a.run} was trained with {model.transform}, but {a.data} has {data.transform}: give the data of the run")
     if a.device != "auto":
         try:
             return model.to(torch.device(a.device))
@@ -333,7 +330,7 @@ def _load(a: Any, data: dataset.Data | None = None) -> ScoreModel:
 
 def _classes_of(model: ScoreModel) -> int | None:
     """The number of classes that the model's network takes labels of."""
-    return (getattr(getattr(model, "net", None), "config", None) or {}).get("classes")
+    return vars(model.net).get("config", {}).get("classes") if isinstance(model, NetworkModel) else None
 
 
 def _labels(text: str, n: int, model: ScoreModel) -> Tensor:

@@ -19,6 +19,7 @@ from scoresde.evaluation.frontier.compare import frontier
 from scoresde.evaluation.frontier.rows import format_table
 from scoresde.likelihood.bits import bits_per_dim
 from scoresde.models.batches import default_batch_size
+from scoresde.models.counting import count_evaluations
 from scoresde.models.network import NetworkModel
 from scoresde.nets import unet
 from scoresde.plot import curves, pictures
@@ -32,6 +33,7 @@ from scoresde.solvers.runge_kutta import Heun
 from scoresde.training.fitting import fit
 
 if TYPE_CHECKING:
+    from scoresde.data.dataset import Data
     from scoresde.evaluation.frontier.result import Frontier
     from scoresde.solvers.base import Solver
 
@@ -47,9 +49,11 @@ SOLVERS: tuple[Solver, ...] = (
     *(TorchDiffEq(rtol=tolerance, atol=tolerance) for tolerance in (1e-1, 1e-2, 1e-3)),
 )
 
-BITS_SAMPLES = 100  # test images whose likelihood is measured
+ADAPTIVE = 60  # network calls that an adaptive solve takes, about
 
-TOLERANCE = 1e-3  # of that: its error is far below the standard error over so few images
+LATE = 0.05  # of the time, by which the comparison may be late before its largest budgets are left out
+
+BITS_SAMPLES = 100  # test images whose likelihood is measured
 
 
 def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: bool) -> None:
@@ -95,34 +99,23 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
     model.to("cpu")
 
     _say("[2/4] drawing samples")
-    x = sample(model, 64, solver=Heun(), steps=18, seed=seed)
-    panels = {"real test images": transform.center(digits.test[:64]), "samples (Heun, 18 steps, 36 network calls)": x}
+    with count_evaluations(model) as drawn:
+        x = sample(model, default_batch_size(model.event_shape), seed=seed, progress=progress)
+    panels = {"real test images": digits.test[: len(x)], f"samples, {drawn.forward} network calls each": x}
     pictures.samples(panels, transform, 8, out / "samples.png")
     pictures.trajectory(trajectory(model, 4, solver=Heun(), steps=18, seed=seed), out / "trajectory.png", transform=transform)
+    _say(f"  {out / 'samples.png'}, {out / 'trajectory.png'}")
 
     _say(f"[3/4] measuring bits per dimension of {BITS_SAMPLES} test images")
     start = time.perf_counter()
-    solver = TorchDiffEq(rtol=TOLERANCE, atol=TOLERANCE)
-    bits = bits_per_dim(model, digits.test[:BITS_SAMPLES], transform, solver=solver, seed=seed, progress=progress)
+    bits = bits_per_dim(model, digits.test[:BITS_SAMPLES], transform, seed=seed, progress=progress)
     bits_seconds = time.perf_counter() - start
+    _say(f"  {bits.mean:.3f} +- {bits.std_error:.3f} bits/dim; uniform levels would cost {math.log2(transform.levels):.3f}")
 
-    left = 60 * minutes - (time.perf_counter() - begun)
-    nfe, n = plan(_seconds_per_call(model), left, 9 * minutes, default_batch_size(model.event_shape), len(digits.test))
-    short = "" if nfe == NFE else f" (up to {nfe[-1]} network calls only: this machine is slow or busy)"
-    _say(f"[4/4] comparing solvers by {n} samples each with {len(digits.test)} test images{short}")
-    result = frontier(
-        model,
-        digits.test,
-        pool=digits.train,
-        solvers=SOLVERS,
-        nfe=nfe,
-        samples=n,
-        seed=seed,
-        transform=transform,
-        paths=0,  # the converged ODE would take as long as all solvers together
-        resamples=50,
-        progress=progress,
-    )
+    end = begun + 60 * minutes
+    n = plan(_seconds_per_call(model), end - time.perf_counter(), default_batch_size(model.event_shape), len(digits.test))
+    _say(f"[4/4] comparing {len(SOLVERS)} solvers by {n} samples each with {len(digits.test)} test images")
+    result = _compare(model, digits, n, end + 60 * minutes * LATE, out / "rows.jsonl", seed, progress)
     write_bench(result, out)
 
     header = ("SDE", "solver", "steps", "NFE", "seconds", "quality", "bits/dim")
@@ -131,10 +124,9 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
         steps = "adaptive" if r.steps is None else str(r.steps)
         quality = f"{r.value('sliced_wasserstein'):.4f}"
         rows.append((type(sde).__name__, r.name, steps, f"{r.nfe:.4g}", f"{r.seconds:.1f}", quality, "-"))
+    figure, steps = f"{bits.mean:.3f} +- {bits.std_error:.3f}", str(bits.settings["steps"])
     calls = bits.nfe / math.ceil(BITS_SAMPLES / default_batch_size(model.event_shape))
-    figure = f"{bits.mean:.3f} +- {bits.std_error:.3f}"
-    name = f"log-likelihood by {solver.method}, rtol={solver.rtol:g}"
-    rows.append((type(sde).__name__, name, "adaptive", f"{calls:.4g}", f"{bits_seconds:.1f}", "-", figure))
+    rows.append((type(sde).__name__, "log-likelihood", steps, f"{calls:.4g}", f"{bits_seconds:.1f}", "-", figure))
     table = "\n".join(
         [
             format_table(header, rows),
@@ -161,9 +153,43 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
     print(f"""
 Try next:
   scoresde sample {out / 'run'} --solver DDIM --steps 50 --out more.png
-  scoresde nll {out / 'run'} --data digits              all test images, at a finer tolerance
+  scoresde nll {out / 'run'} --data digits              all test images, with an error budget
   scoresde train --data digits --minutes 10 --out run   a better model
   scoresde --help""")
+
+
+def _compare(model: NetworkModel, digits: Data, n: int, latest: float, out: Path, seed: int, progress: bool) -> Frontier:
+    """The frontier, one budget of network calls after the other, as long as the next one would be done by ``latest``."""
+    done = 0
+    out.unlink(missing_ok=True)  # of an earlier demo
+    for count in range(2, len(NFE) + 1):
+        begun = time.perf_counter()
+        result = frontier(
+            model,
+            digits.test,
+            pool=digits.train,
+            solvers=SOLVERS,
+            nfe=NFE[:count],  # rows of smaller budgets are read from the file
+            samples=n,
+            seed=seed,
+            paths=0,  # the converged ODE would take as long as all solvers together
+            resamples=50,
+            out=out,
+            progress=progress,
+        )
+        now, calls = time.perf_counter(), calls_of(NFE[:count])
+        for budget in NFE[:count] if done == 0 else NFE[count - 1 : count]:
+            _say(f"  {result.recommend(nfe=budget)}".splitlines()[0])
+        pace, done = (now - begun) / (calls - done), calls
+        if count < len(NFE) and now + pace * (calls_of(NFE[: count + 1]) - done) > latest:
+            _say(f"  up to {NFE[count - 1]} network calls only: this machine is slow or busy")
+            break
+    return result
+
+
+def calls_of(budgets: Sequence[int]) -> int:
+    """Network calls that all solvers take for one batch at these budgets, about."""
+    return sum(sum(budgets) if solver.default_steps > 1 else ADAPTIVE for solver in SOLVERS)
 
 
 def write_bench(result: Frontier, folder: Path) -> list[str]:
@@ -192,32 +218,26 @@ def recommendations(result: Frontier, budgets: Sequence[int]) -> str:
 
 
 def _seconds_per_call(model: NetworkModel) -> float:
-    """Time of one network call on one batch of samples."""
+    """Time of one network call on one batch of samples, with the work of the solver."""
     size = default_batch_size(model.event_shape)
     sample(model, size, steps=1)  # warm
-    start = time.perf_counter()
-    sample(model, size, steps=3)  # of Heun, two calls each
-    return (time.perf_counter() - start) / 6
+    with count_evaluations(model) as calls:
+        start = time.perf_counter()
+        sample(model, size, steps=5)
+        seconds = time.perf_counter() - start
+    return seconds / calls.forward
 
 
-def plan(per_call: float, left: float, late: float, size: int, most: int) -> tuple[tuple[int, ...], int]:
-    """Budgets of network calls, and how many samples of each solver: as many batches as there is time for.
+def plan(per_call: float, left: float, size: int, most: int) -> int:
+    """How many samples of each solver: as many batches as there is time for, one at least.
 
     Args:
         per_call: seconds of one network call on one batch.
-        left: seconds for the whole comparison.
-        late: seconds that it may take longer, before the largest budgets are left out.
+        left: seconds for the whole comparison; a fifth of them is for judging.
         size: samples of a batch.
         most: samples at most.
     """
-
-    def seconds(nfe: tuple[int, ...]) -> float:  # of one batch; an adaptive solve takes about 60 calls
-        return per_call * sum(sum(nfe) if solver.default_steps > 1 else 60 for solver in SOLVERS)
-
-    nfe: tuple[int, ...] = NFE
-    while len(nfe) > 2 and seconds(nfe) > left + late:
-        nfe = nfe[:-1]
-    return nfe, min(most, size * max(1, int(0.9 * left / seconds(nfe))))
+    return min(most, size * max(1, int(0.8 * left / (per_call * calls_of(NFE)))))
 
 
 def _say(text: str) -> None:

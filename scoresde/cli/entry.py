@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -55,6 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
+    command, a = parse(arguments)
+    if a.threads is not None:
+        torch.set_num_threads(check_positive_int(a.threads, "threads"))
+    commands = {"demo": run_demo, "train": run_train, "sample": run_sample, "nll": run_nll, "bench": run_bench, "tune": run_tune}
+    commands[command](a)
+
+
+def parse(arguments: list[str]) -> tuple[str, Any]:
+    """The command, and its options by name; ``options`` are those of its classes, {"sde": {"sigma_max": "20"}} for instance.
+
+    Raises:
+        ConfigError: what makes no sense, with a suggestion.
+        SystemExit: after --help or --version.
+    """
     from jsonargparse import ArgumentError
 
     arguments = arguments or ["--help"]
@@ -70,12 +85,9 @@ def _run(arguments: list[str]) -> None:
     for kind, given in dotted.items():
         if kind not in a:
             raise ConfigError(f"--{kind}.{next(iter(given))}: `scoresde {parsed.command}` takes no --{kind}")
-    if a.threads is not None:
-        torch.set_num_threads(check_positive_int(a.threads, "threads"))
     a.progress = a.progress != "off"
     a.options = {kind: dotted.get(kind, {}) for kind in classes.KINDS}
-    commands = {"demo": run_demo, "train": run_train, "sample": run_sample, "nll": run_nll, "bench": run_bench, "tune": run_tune}
-    commands[parsed.command](a)
+    return parsed.command, a
 
 
 def _split_dotted(arguments: list[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -104,6 +116,3 @@ def _underscored(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Pictures (``scoresde.plot``): samples, trajectories, densities and fields in the plane, curves of figures."""
 
-from scoresde.plot.curves import frontier, loss, spread
+from scoresde.plot.curves import frontier, loss
 from scoresde.plot.fields import density, vector_field
 from scoresde.plot.pictures import samples, trajectory
 
-__all__ = ["density", "frontier", "loss", "samples", "spread", "trajectory", "vector_field"]
+__all__ = ["density", "frontier", "loss", "samples", "trajectory", "vector_field"]

@@ -1,10 +1,11 @@
-"""Lines of quality against network calls, with bands, floors and labels at their ends; public as ``scoresde.plot.frontier``."""
+"""Lines of quality against network calls, with bands and floors, and the loss of a training run; public in ``scoresde.plot``."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from scoresde.plot.figures import PathLike
 
+DOTS = (":", (0, (1, 3)), (0, (4, 2, 1, 2)))  # of levels, which are no solvers' lines
+
 
 def frontier(
     points: Mapping[str, Sequence[tuple[float, ...]]],
@@ -30,8 +33,8 @@ def frontier(
     levels: Mapping[str, float] | None = None,
     share: bool = False,
 ) -> Figure:
-    """Quality against network calls: one line a solver, labelled at its end, over the noise floor; and the Pareto front, the best of
-    all lines up to each number of calls. Both axes are logarithmic.
+    """Quality against network calls: one line a solver over the noise floor; and the Pareto front, the best of all lines up to each
+    number of calls. Both axes are logarithmic. The legend beside them has the lines in the order of their ends, from the top down.
 
     Args:
         points: {label: [(network calls, distance), ...]}, or (network calls, distance, low, high), whose band is shaded; points that
@@ -40,7 +43,7 @@ def frontier(
             deviations either side is shaded.
         path: file to write.
         title, ylabel: texts.
-        levels: {label: distance} to compare with, as dotted lines; those far below everything else are left out.
+        levels: {label: distance} to compare with, as dotted lines; those far below all else, or above it, are left out.
         share: values are shares to be made large: on an even axis, without a Pareto front.
 
     Labels "solver, grid" that differ in the grid only have one colour.
@@ -55,41 +58,22 @@ def frontier(
             lines[label] = finite
     if not lines:
         raise DataError("no solver gave a finite point: there is nothing to draw")
-    height = max(5.0, 0.23 * len(lines) + 1.0)
-    figure = figures.new_figure(8.4, height)
+    figure = figures.new_figure(8.4, max(5.0, 0.21 * (len(lines) + len(levels or {})) + 1.2))
     ax = figure.add_subplot()
     ax.set_xscale("log")
     ax.set_yscale("linear" if share else "log")
     every = [p for line in lines.values() for p in line]
     left, right = min(p[0] for p in every), max(p[0] for p in every)
     lowest, top = min(p[1] for p in every), max(p[1] for p in every)
-    note: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8.5, "color": "#444444"}
-    if floor is not None and math.isfinite(floor[0]):
-        mean, std = floor
-        ax.axhspan(max(mean - 2 * std, mean / 100), mean + 2 * std, color="#999999", alpha=0.35, linewidth=0, zorder=0)
-        ax.axhline(mean, color="#777777", linewidth=0.8, linestyle="--", zorder=1)
-        ax.annotate("real samples" if share else "noise floor (real samples)", (left, mean), (0, -4), va="top", **note)
-        lowest = min(lowest, mean)
-    # only what is seen among the lines: a level far below would squeeze them
-    shown = {label: v for label, v in (levels or {}).items() if lowest / 5 < v < top}
-    for label, value in shown.items():
-        ax.axhline(value, color="#555555", linewidth=1.1, linestyle=":", zorder=1)
-        ax.annotate(label, (right, value), (0, 2), va="bottom", ha="right", **note)
-    order = sorted(lines, key=lambda label: -lines[label][-1][1])
-    groups: dict[str, list[str]] = {}
-    for label in lines:
-        groups.setdefault(label.rpartition(", ")[0] or label, []).append(label)
-    styles = {}
-    for i, members in enumerate(groups.values()):
-        for j, label in enumerate(members):
-            again = i // len(COLORS)  # how often the colour was there before
-            marker = MARKERS[(i + again + j) % len(MARKERS)]
-            styles[label] = (COLORS[i % len(COLORS)], marker, ("-", "--", ":", "-.")[(again + j) % 4])
+    drawn: list[tuple[Any, str]] = []  # entries of the legend
     shade = min(0.16, 0.9 / len(lines))  # many bands that lie on each other must not hide the lines
-    for label, line in lines.items():
-        color, marker, dash = styles[label]
+    styles = _styles(lines)
+    for label in sorted(lines, key=lambda label: -lines[label][-1][1]):  # as the lines end, from the top down
+        line, (color, marker, dash) = lines[label], styles[label]
         x, y = [p[0] for p in line], [p[1] for p in line]
-        ax.plot(x, y, color=color, marker=marker, linestyle=dash, markersize=6 if len(lines) < 12 else 4.5, linewidth=1.6, zorder=3)
+        size = 6 if len(lines) < 12 else 4.5
+        (curve,) = ax.plot(x, y, color=color, marker=marker, linestyle=dash, markersize=size, linewidth=1.6, zorder=3)
+        drawn.append((curve, label))
         band = [p for p in line if len(p) == 4 and math.isfinite(p[2]) and math.isfinite(p[3])]
         low, high = [p[2] if share else max(p[2], p[1] / 100) for p in band], [p[3] for p in band]
         if len(band) > 1:
@@ -102,8 +86,18 @@ def frontier(
             if not best or p[1] < best[-1][1]:
                 best.append(p)
         halo: dict[str, Any] = {"color": "#000000", "alpha": 0.14, "linewidth": 9, "solid_capstyle": "round", "marker": "None"}
-        ax.plot([p[0] for p in best], [p[1] for p in best], label="Pareto front: the best so far", zorder=1.5, **halo)
-        ax.legend(loc="lower left", frameon=False, fontsize=8.5, labelcolor="#444444")
+        (front,) = ax.plot([p[0] for p in best], [p[1] for p in best], zorder=1.5, **halo)
+        drawn.append((front, "Pareto front: the best so far"))
+    if floor is not None and math.isfinite(floor[0]):
+        mean, std = floor
+        ax.axhspan(max(mean - 2 * std, mean / 100), mean + 2 * std, color="#999999", alpha=0.35, linewidth=0, zorder=0)
+        middle = ax.axhline(mean, color="#777777", linewidth=0.8, linestyle="--", zorder=1)
+        drawn.append((middle, "real samples" if share else "noise floor (real samples)"))
+        lowest = min(lowest, mean)
+    # only what is seen among the lines: a level far below would squeeze them
+    shown = {label: v for label, v in (levels or {}).items() if lowest / 5 < v < top}
+    for (label, value), dash in zip(shown.items(), itertools.cycle(DOTS)):
+        drawn.append((ax.axhline(value, color="#333333", linewidth=1.2, linestyle=dash, zorder=1), label))
     margin = (right / left) ** 0.06 if right > left else 1.2
     ax.set_xlim(left / margin, right * margin)
     ax.set_xlabel("network calls a sample (NFE, counted)")
@@ -115,43 +109,24 @@ def frontier(
     medium = sorted(p[1] for p in every)[int(0.75 * (len(every) - 1))]
     lowest, top = min([lowest, *shown.values()]), min(top, 60 * medium)
     room = 1.0 if share else max((top / lowest) ** 0.07, 1.15)
-    ax.set_ylim(*((0.0, 1.04) if share else (lowest / room**2.2, top * room)))
+    ax.set_ylim(*((0.0, 1.04) if share else (lowest / room, top * room)))
     figures.plain_ticks(ax)
-    # labels stand outside, at the height of the line's end or as near as its neighbours let it
-    scaled: Callable[[float], float] = float if share else math.log
-    low_y, high_y = (scaled(v) for v in ax.get_ylim())
-    wanted = [min((scaled(lines[label][-1][1]) - low_y) / (high_y - low_y), 1.0) for label in order]
-    for label, at in zip(order, spread(wanted, 0.215 / (height - 0.9)), strict=True):
-        ax.annotate(
-            label,
-            (lines[label][-1][0], lines[label][-1][1]),
-            xytext=(1.05, at),
-            textcoords="axes fraction",
-            color=styles[label][0],
-            fontsize=9,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": styles[label][0], "linewidth": 0.7, "relpos": (0, 0.5), "shrinkB": 4},
-        )
+    figure.legend(*zip(*drawn, strict=True), loc="outside right center", frameon=False, fontsize=9, handlelength=2.6)
     return figures.save(figure, path)
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Moves falling heights in [0, 1] apart to at least ``gap``, each run of labels that touch centred where they would be.
-
-    The labels keep their order; a run that leaves [0, 1] is pushed back in as far as there is room.
-    """
-    runs: list[list[float]] = []  # [mean of the wanted centre, number]
-    for height in heights:
-        runs.append([height, 1])
-        while len(runs) > 1 and runs[-2][0] - runs[-1][0] < gap * (runs[-2][1] + runs[-1][1]) / 2:
-            (a, m), (b, n) = runs[-2], runs[-1]
-            runs[-2:] = [[(a * m + b * n) / (m + n), m + n]]
-    placed = [centre + gap * ((n - 1) / 2 - k) for centre, n in runs for k in range(int(n))]
-    for i in range(len(placed)):  # from the top down, then from the bottom up
-        placed[i] = min(placed[i], 1.0 - gap * i)
-    for i in range(len(placed) - 1, -1, -1):
-        placed[i] = max(placed[i], gap * (len(placed) - 1 - i))
-    return placed
+def _styles(labels: Iterable[str]) -> dict[str, tuple[str, str, Any]]:
+    """Colour, marker and dashes of each label; labels "solver, grid" of one solver share a colour."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(label.rpartition(", ")[0] or label, []).append(label)
+    styles: dict[str, tuple[str, str, Any]] = {}
+    for i, members in enumerate(groups.values()):
+        for j, label in enumerate(members):
+            again = i // len(COLORS)  # how often the colour was there before
+            marker = MARKERS[(i + again + j) % len(MARKERS)]
+            styles[label] = (COLORS[i % len(COLORS)], marker, ("-", "--", ":", "-.")[(again + j) % 4])
+    return styles
 
 
 def loss(history: Any, path: PathLike | None = None) -> Figure:

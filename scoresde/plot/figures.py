@@ -82,13 +82,17 @@ def is_points(x: Any) -> bool:
 
 
 def to_images(x: Tensor, transform: Transform | None, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Images (N, C, H, W) or (N, H, W) as (N, H, W) or (N, H, W, 3) in [0, 1]."""
+    """Images (N, C, H, W) or (N, H, W) as (N, H, W) or (N, H, W, 3) in [0, 1]: from ``low`` to ``high``, or of their own range.
+
+    With a transform floats are quantized to its levels, as data are, and level 0 is black whatever ``low`` says.
+    """
     if x.ndim == 3:
         x = x[:, None]
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ShapeError(f"x has shape {tuple(x.shape)}, expected images (N, C, H, W) with C = 1 or 3, or points (N, 2)")
     if transform is not None:
-        low, high = (0, transform.levels - 1) if not x.is_floating_point() else (transform.low, transform.high)
+        x = transform.quantize(check_data(x.detach())) if x.is_floating_point() else x
+        low, high = 0, transform.levels - 1
     x = check_data(x.float().detach().cpu())
     if low is None or high is None:
         low, high = (float(v) for v in torch.aminmax(x))

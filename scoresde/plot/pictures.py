@@ -38,7 +38,8 @@ def samples(
     Args:
         x: images (N, C, H, W) with C = 1 or 3, or (N, H, W); or points (N, 2). Integers are levels, floats are in model space.
             Several sets in a dict {title: x} become panels side by side.
-        transform: says which values are black and white; None: the smallest and the largest.
+        transform: of the data: floats are quantized to its levels, so that samples are drawn as real images are, from level 0 in
+            black to the last one in white; None: as they are, from the smallest value to the largest.
         columns: images a row; None: about as many as rows.
         path: file to write.
 
@@ -117,10 +118,10 @@ def trajectory(
     if figures.is_points(both[0][-1]):
         return _point_trajectory(labels, both, path)
     size = max(float(both[0][-1].square().mean().sqrt()), 1e-12)
-    low, high = (transform.low, transform.high) if transform else map(float, torch.aminmax(both[1][-1]))
+    low, high = (float(v) for v in torch.aminmax(both[1][-1]))
     blocks = []
     for column in both:
-        shown = [figures.to_images(x[:rows] / max(1.0, float(x.square().mean().sqrt()) / size), None, low, high) for x in column]
+        shown = [figures.to_images(x[:rows] / max(1.0, float(x.square().mean().sqrt()) / size), transform, low, high) for x in column]
         stacked = np.stack(shown, 1)  # (rows, columns, ...)
         blocks.append(figures.tile(stacked.reshape(-1, *stacked.shape[2:]), len(labels)))
     h, w = blocks[0].shape[:2]

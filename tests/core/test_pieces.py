@@ -247,9 +247,9 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
 def test_a_limit_on_the_size_of_files(tmp_path):
     """The system's own short write, at a limit of 1000 bytes."""
-    code = "import resource, sys\nfrom pathlib import Path\nfrom scoresde import _files\n"
-    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n_files.append_text(Path(sys.argv[1]), 'a' * 99 + '\\n')\n"
-    code += "try: _files.append_text(Path(sys.argv[1]), 'b' * 1000)\nexcept _files.CheckpointWriteError: print('told')"
+    code = "import resource, sys\nfrom pathlib import Path\nfrom scoresde.errors import CheckpointWriteError\nfrom scoresde.core import files\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\nfiles.append_text(Path(sys.argv[1]), 'a' * 99 + '\\n')\n"
+    code += "try: files.append_text(Path(sys.argv[1]), 'b' * 1000)\nexcept CheckpointWriteError: print('told')"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True)
     assert done.stdout == "told\n", done.stderr
     assert (tmp_path / "x").read_text() == "a" * 99 + "\n"
@@ -305,6 +305,12 @@ def test_log_prob_keeps_its_latents(tmp_path, dtype):
         sd.log_prob(model, x + 0.01, out=tmp_path, **how)
 
 
+def shifted(sde, x, t, label):
+    level = sde.level(t, x)
+    m, c = 0.5 * label[:, None].to(x), 0.04
+    return m + level.alpha * c / (level.alpha**2 * c + level.sigma**2) * (x - level.alpha * m)
+
+
 class Shifted(sd.ScoreModel):
     """One Gaussian a label: at 0 for 0, at 0.5 for 1."""
 
@@ -313,9 +319,7 @@ class Shifted(sd.ScoreModel):
         self.register_buffer("kind", torch.zeros(1, dtype=torch.float64))
 
     def denoise(self, x, t, label):
-        level = self.sde.level(t, x)
-        m, c = 0.5 * label[:, None].to(x), 0.04
-        return m + level.alpha * c / (level.alpha**2 * c + level.sigma**2) * (x - level.alpha * m)
+        return shifted(self.sde, x, t, label)
 
 
 def test_conditions_go_with_their_samples(tmp_path):
@@ -335,18 +339,18 @@ class Named(Shifted):
     """The same, of a label by another name."""
 
     def denoise(self, x, t, cond):
-        return Shifted._own_denoise(self, x, t, cond)
+        return shifted(self.sde, x, t, cond)
 
 
-def test_a_condition_may_have_any_name(tmp_path):
-    """One that is called cond is a condition; x and model are the network's own, and refused."""
+def test_a_condition_may_have_any_name_that_is_no_options(tmp_path):
+    """One that is called cond is a condition; x and model are arguments, and refused."""
     levels, label = LEVELS[:, :3], torch.arange(10) % 2
     how = {"solver": sd.Heun(), "steps": 6, "check": 0, "divergence": "exact", "batch_size": 3}
     expected = sd.bits_per_dim(Shifted(), levels, T16, label=label, **how).per_sample
     assert torch.equal(sd.bits_per_dim(Named(), levels, T16, cond=label, out=tmp_path, **how).per_sample, expected)
     with pytest.raises(ConfigError, match="conditions was"):
         sd.bits_per_dim(Named(), levels, T16, cond=1 - label, out=tmp_path, **how)
-    with pytest.raises(ConfigError, match="a condition is named x or model"):
+    with pytest.raises(ConfigError, match="'x' is no option of bits_per_dim, and the model takes label as condition"):
         sd.bits_per_dim(Shifted(), levels, T16, x=label, **how)
 
 
@@ -421,7 +425,7 @@ import json, os, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from test_pieces import *
+from core.test_pieces import *
 rank, out = int(os.environ["RANK"]), Path({out!r})
 
 class Counted(Dies):
@@ -429,7 +433,7 @@ class Counted(Dies):
     def predict(self, x, t, **cond):
         Counted.seen += 1
         return Dies._own_predict(self, x, t)
-Counted.__qualname__, Counted.__module__ = "Dies", "test_shards"
+Counted.__qualname__, Counted.__module__ = "Dies", {module!r}
 
 model = Counted(TARGET, sd.VPSDE())
 b = bits(model, out=out / "rows.jsonl", prior="reference", share=True)
@@ -459,7 +463,7 @@ found |= dict(check_nfe=b.check_nfe, seen=seen, log_prob=r.log_prob.tolist(), al
 def test_two_processes_share_the_work(tmp_path):
     """Under torchrun: every sample evaluated once, by one of them; both know all of it, and it is what one process finds, to the bit."""
     script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=str(Path(__file__).parent), out=str(tmp_path)))
+    script.write_text(TWO.format(tests=str(Path(__file__).parents[1]), out=str(tmp_path), module=Dies.__module__))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

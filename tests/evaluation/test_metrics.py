@@ -22,6 +22,7 @@ from scoresde.evaluation.metrics import (
     noise_floor,
     precision_recall,
     sliced_wasserstein,
+    unit_directions,
 )
 from scoresde.models import mixture
 

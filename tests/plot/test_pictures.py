@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.image import imread
 from matplotlib.text import Text
 
@@ -64,8 +62,21 @@ def test_floats_use_the_range_of_the_transform(tmp_path):
         picture = imread(tmp_path / f"{name}.png")[..., 0]
         scale = picture.shape[0] // 4
         values[name] = picture[scale // 2 :: scale, scale // 2 :: scale][1:3, 1:3].flatten()
-    assert np.allclose(values["a"], [0, 0.5, 1, 1], atol=0.01)
+    assert np.allclose(values["a"], [0, 0.5, 1, 1], atol=0.01)  # the levels 0, 8, 16 and 16 of 17
     assert np.allclose(values["b"], [0, 0.25, 0.5, 1], atol=0.01)
+
+
+def test_samples_are_drawn_as_real_images_are(tmp_path):
+    """Dequantized levels, the middles of their bins and the levels themselves are one picture: grain within a bin is not drawn."""
+    levels = torch.randint(0, 17, (9, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    shown = {"levels": levels, "middles": TRANSFORM.center(levels), "dequantized": TRANSFORM.dequantize(levels, seed=3)}
+    figure = plot.samples(shown, TRANSFORM, path=tmp_path / "a.png")
+    drawn = [np.asarray(ax.images[0].get_array()) for ax in figure.axes]
+    assert all(np.array_equal(drawn[0], other) for other in drawn[1:])
+    assert {ax.images[0].get_clim() for ax in figure.axes} == {(0, 1)}
+    assert len({round(ax.get_position().width, 9) for ax in figure.axes}) == 1
+    raw = plot.samples({"dequantized": shown["dequantized"]}).axes[0].images[0].get_array()  # without a transform: as they are
+    assert len(np.unique(raw)) > 100
 
 
 def test_colour_images_and_panels(tmp_path):
@@ -135,7 +146,7 @@ def test_trajectory_of_images(sde, tmp_path):
     noise = first[scale // 2 :: scale, scale // 2 :: scale][1:7, 1:7]
     assert 0 < np.mean((noise > 0) & (noise < 1)) < 1  # shown at the size of the data: neither flat nor all clipped
     end = last[scale // 2 :: scale, scale // 2 :: scale][1:7, -7:-1]
-    expected = ((sd.sample(model, 5, steps=20, denoise=True)[0, 0] + 1) / 2).clamp(0, 1)
+    expected = TRANSFORM.quantize(sd.sample(model, 5, steps=20, denoise=True)[0, 0]) / 16
     assert np.allclose(end, expected, atol=1e-4)
 
 
@@ -256,26 +267,30 @@ def test_frontier_draws_every_finite_point_over_the_floor():
     ax = plot.frontier(lines, (0.1, 0.01), title="T").axes[0]
     drawn = {tuple(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in ax.lines if line.get_marker() != "None"}
     assert drawn == {((4, 0.9), (10, 0.2)), ((5, 0.5), (50, 0.11))}
-    texts = [text.get_text() for text in ax.texts]
-    assert sorted(t for t in texts if t in lines) == ["DDIM", "Heun"]
-    assert any("noise floor" in t for t in texts)
+    names = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert names == ["Heun", "DDIM", "Pareto front: the best so far", "noise floor (real samples)"]  # as the lines end, from the top down
+    assert not ax.texts  # nothing is written across the lines
     band = ax.patches[0].get_extents().transformed(ax.transData.inverted())
     assert (band.y0, band.y1) == (pytest.approx(0.08), pytest.approx(0.12))
     with pytest.raises(DataError, match="no solver gave a finite point"):
         plot.frontier({"a": [(5, float("nan"))]})
 
 
-def test_frontier_labels_do_not_overlap(tmp_path):
-    lines = {f"solver number {i}": [(5, 1.0), (100, 0.1 + 0.0001 * i)] for i in range(8)}
+def test_the_legend_stands_beside_the_lines(tmp_path):
+    lines = {f"solver number {i}": [(5, 1.0), (100, 0.1 + 0.0001 * i)] for i in range(20)}
     lines["far"] = [(5, 1e5), (100, 2.0)]
-    figure = plot.frontier(lines, (0.1, 0.01), tmp_path / "f.png")
+    figure = plot.frontier(lines, (0.1, 0.01), tmp_path / "f.png", levels={"score error": 0.5})
     renderer = figure.canvas.get_renderer()
-    # of the words alone: an annotation's own extent has its leader line, which may cross others
-    boxes = [Text.get_window_extent(text, renderer) for text in figure.axes[0].texts if text.get_text() in lines]
-    assert len(boxes) == 9
+    (legend,) = figure.legends
+    assert figure.axes[0].get_legend() is None
+    assert figure.axes[0].get_window_extent(renderer).x1 < legend.get_window_extent(renderer).x0
+    boxes = [Text.get_window_extent(text, renderer) for text in legend.get_texts()]
+    assert len(boxes) == 21 + 3
     boxes.sort(key=lambda b: b.y0)
     assert all(a.y1 <= b.y0 + 1 for a, b in itertools.pairwise(boxes))
     assert all(min(b.x0, b.y0) >= 0 and b.x1 <= figure.bbox.x1 and b.y1 <= figure.bbox.y1 for b in boxes)
+    looks = [(handle.get_color(), handle.get_marker(), handle.get_linestyle()) for handle in legend.get_lines()]
+    assert len(set(looks)) == len(looks) == 21 + 3  # each can be told from the others
 
 
 def test_frontier_bands_front_levels_and_colours():
@@ -285,21 +300,22 @@ def test_frontier_bands_front_levels_and_colours():
         "B": [(4, 0.45, 0.44, 0.47)],
     }
     ax = plot.frontier(lines, (0.1, 0.01), levels={"score error": 0.15, "prior error": 1e-9}).axes[0]
-    (front,) = (line for line in ax.lines if "Pareto" in line.get_label())
+    (front,) = (line for line in ax.lines if line.get_linewidth() == 9)
     assert list(zip(*front.get_data(), strict=True)) == [(4, 0.45), (5, 0.4), (10, 0.2)]
     bands = [c for c in ax.collections if c.get_paths()]
-    corners = bands[0].get_paths()[0].vertices
+    corners = bands[-1].get_paths()[0].vertices
     assert {(x, round(y, 3)) for x, y in corners} >= {(5, 0.4), (5, 0.6), (10, 0.15), (10, 0.3)}
-    drawn = [line for line in ax.lines if line.get_marker() != "None"]
-    assert drawn[0].get_color() == drawn[1].get_color() != drawn[2].get_color()  # one solver on two grids
-    assert drawn[0].get_linestyle() != drawn[1].get_linestyle()
-    texts = [text.get_text() for text in ax.texts]
+    texts = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    b, v, u = (line for line in ax.lines if line.get_marker() != "None")
+    assert texts[:3] == ["B", "A, v", "A, u"]
+    assert u.get_color() == v.get_color() != b.get_color()  # one solver on two grids
+    assert u.get_linestyle() != v.get_linestyle()
     assert "score error" in texts
     assert "prior error" not in texts  # far below: it would squeeze the lines
     assert any(list(line.get_ydata()) == [0.15, 0.15] for line in ax.lines)
     shares = plot.frontier({"A": [(5, 0.0, 0.0, 0.1), (10, 0.9, 0.8, 1.0)], "B": [(5, 0.5), (10, 0.7)]}, (0.9, 0.01), share=True).axes[0]
     assert (shares.get_yscale(), shares.get_ylim()) == ("linear", (0.0, 1.04))
-    assert not any("Pareto" in line.get_label() for line in shares.lines)
+    assert [text.get_text() for text in shares.figure.legends[0].get_texts()] == ["A", "B", "real samples"]
 
 
 def test_frontier_shows_good_lines_though_one_fails():
@@ -307,17 +323,6 @@ def test_frontier_shows_good_lines_though_one_fails():
     low, high = plot.frontier(lines).axes[0].get_ylim()
     assert low < 1e-9
     assert 1e-2 < high < 10
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
-@settings(max_examples=100, deadline=None)
-def test_spread_keeps_order_and_distance(heights):
-    wanted = sorted(heights, reverse=True)
-    placed = plot.spread(wanted, 0.05)
-    assert all(a - b >= 0.05 - 1e-9 for a, b in itertools.pairwise(placed))
-    assert all(-1e-9 <= p <= 1 + 1e-9 for p in placed)
-    if all(a - b >= 0.05 for a, b in itertools.pairwise(wanted)):
-        assert placed == pytest.approx(wanted)  # what does not touch stays
 
 
 def test_notebooks_show_the_figure():

@@ -28,9 +28,9 @@ def median(model, x, exact, solver, n=None):
     return float((y - exact).flatten(1).norm(dim=1).median())
 
 
-def pilots(model, paths=64):
+def pilots(model, paths=64, seed=0):
     with inference(model):
-        return Pilots.make(model, paths, 1.0, 1e-3, 0, {})
+        return Pilots.make(model, paths, 1.0, 1e-3, seed, {})
 
 
 def test_pilot_paths_are_those_of_the_ode():
@@ -154,14 +154,20 @@ def test_candidates_are_judged_on_paths_that_no_fit_saw():
 
 
 @pytest.mark.slow
-def test_adam_improves_on_least_squares():
-    model = sd.ExactModel(two_modes(), sd.VPSDE())
-    x, exact = unseen(model)
-    fitted = sd.tune(model, 5, paths=256, iterations=0, progress=False)
-    polished = sd.tune(model, 5, paths=256, iterations=60, progress=False)
-    assert median(model, x, exact, polished) < 0.9 * median(model, x, exact, fitted)
-    again = sd.tune(model, 5, paths=256, iterations=60, progress=False)
-    assert again.solver.weights == polished.solver.weights  # a function of its arguments
+@pytest.mark.parametrize("seed", [0, 1])
+def test_adam_improves_on_where_it_starts(seed):
+    """From the untuned scheme, on paths that it did not see: distances at most 0.65 of those before, in the geometric mean, and not
+    larger in the root mean square. (Measured: 0.28 to 0.57. From the fitted scheme it is a matter of luck, so ``tune`` judges both.)"""
+    p = pilots(sd.ExactModel(two_modes(), sd.VPSDE()), 256, seed)
+    start = schemes.untuned(p, 5)
+    found = [schemes.polish(p, start, 60, 1 << 30, lambda share: None) for _ in range(2)]
+    assert torch.equal(found[0].A, found[1].A)  # a function of its arguments
+    judged = Judged(p)
+    for scheme in (start, found[0]):
+        judged.add(*scheme.solver(p))
+    before, after = (candidate.error for candidate in judged.found)
+    assert after.mean_log < before.mean_log + math.log(0.65)
+    assert after.rms <= 1.01 * before.rms
 
 
 @pytest.mark.slow

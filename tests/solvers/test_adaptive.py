@@ -402,7 +402,7 @@ def test_the_sde_solver_takes_intervals_and_float32():
 
 @pytest.mark.parametrize(
     ("sde", "steps"),
-    [(sd.VPSDE(), 100), (sd.VESDE(), 100), pytest.param(sd.VPSDE(), 800, marks=pytest.mark.slow), pytest.param(sd.RectifiedFlow(), 800, marks=pytest.mark.slow)],
+    [(sd.VPSDE(), 100), (sd.VESDE(), 100), pytest.param(sd.VPSDE(), 800, marks=pytest.mark.slow)],
 )
 def test_it_follows_the_path_of_the_fixed_solvers(sde, steps):
     """Ancestral sampling along noise="path" ends where it does. Measured at 800 steps: 0.020 to 0.024; on another path 0.4 or more."""

@@ -549,7 +549,7 @@ def test_files_hold_what_was_measured(exact, moons, tmp_path):
     assert any(line.startswith("real samples") and f"{result.floors['energy'].mean:.3g} " in line for line in table)
     figure = result.plot(tmp_path / "b.png", "sliced_wasserstein")
     assert (tmp_path / "b.png").stat().st_size > 10_000
-    assert "DDIM(eta=0.5)" in [text.get_text() for text in figure.axes[0].texts]
+    assert "DDIM(eta=0.5)" in [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     (tmp_path / "c.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"not what Frontier\.to_json writes"):
         Frontier.from_json(tmp_path / "c.json")

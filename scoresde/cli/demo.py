@@ -29,6 +29,7 @@ from scoresde.solvers.corrector import Langevin, PredictorCorrector
 from scoresde.solvers.foreign import TorchDiffEq
 from scoresde.solvers.multistep import UniPC
 from scoresde.solvers.one_step import DDIM, Ancestral, EulerMaruyama, ReverseDiffusion
+from scoresde.solvers.reference import ReferenceSolver
 from scoresde.solvers.runge_kutta import Heun
 from scoresde.training.fitting import fit
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 NFE = (5, 10, 20, 50, 100)
 
 SOLVERS: tuple[Solver, ...] = (
+    ReferenceSolver(),  # what `sample` takes unless it is told otherwise
     DDIM(),
     Heun(),
     UniPC(),

@@ -2,6 +2,7 @@
 
 from scoresde.plot.curves import frontier, loss
 from scoresde.plot.fields import density, vector_field
+from scoresde.plot.figures import COLORS
 from scoresde.plot.pictures import samples, trajectory
 
-__all__ = ["density", "frontier", "loss", "samples", "trajectory", "vector_field"]
+__all__ = ["COLORS", "density", "frontier", "loss", "samples", "trajectory", "vector_field"]

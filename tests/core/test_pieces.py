@@ -49,10 +49,14 @@ class Dies(sd.ExactModel):
     _n = 0  # private: no part of what the model computes
 
     def predict(self, x, t, **cond):
+        return self.answer(x, t)
+
+    def answer(self, x, t):
         self._n -= 1
         if self._n == 0:
             raise Stop
-        return sd.ExactModel._own_predict(self, x, t)
+        level = self.sde.level(t, x)
+        return self.target.posterior(x, level.alpha, level.sigma)
 
 
 def same(a, b) -> None:
@@ -376,7 +380,7 @@ def test_a_bar_with_the_mean_so_far(tmp_path, monkeypatch, capfd):
 class Slow(Dies):
     def predict(self, x, t, **cond):
         time.sleep(0.002)
-        return sd.ExactModel._own_predict(self, x, t)
+        return self.answer(x, t)
 
 
 Slow.__qualname__ = "Dies"  # the same model, as far as the file can tell
@@ -432,7 +436,7 @@ class Counted(Dies):
     seen = 0
     def predict(self, x, t, **cond):
         Counted.seen += 1
-        return Dies._own_predict(self, x, t)
+        return self.answer(x, t)
 Counted.__qualname__, Counted.__module__ = "Dies", {module!r}
 
 model = Counted(TARGET, sd.VPSDE())

@@ -33,6 +33,12 @@ def normal(n, dim, seed=0):
     return torch.randn(n, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Pairs in pieces of so many."""
+    return lambda pairs: monkeypatch.setattr(evaluation_metrics, "CHUNK", pairs)
+
+
 def test_a_shift_is_its_mean_square_over_directions():
     """Every projection is shifted by theta . d: the distance is |d|/sqrt(D) on the mean over directions, for any shape."""
     x = two_modes(8).sample(200)
@@ -89,7 +95,7 @@ def test_energy_distance_in_one_dimension_is_scipys():
 
 
 @pytest.mark.parametrize("dim", [3, 40])
-def test_energy_distance_is_its_definition_in_pieces(monkeypatch, dim):
+def test_energy_distance_is_its_definition_in_pieces(small_pieces, dim):
     x, y = normal(70, dim), normal(90, dim, seed=1) + 0.1
 
     def mean(a, b):
@@ -97,7 +103,7 @@ def test_energy_distance_is_its_definition_in_pieces(monkeypatch, dim):
 
     truth = math.sqrt(2 * mean(x, y) - mean(x, x) - mean(y, y))
     assert energy_distance(x, y) == pytest.approx(truth, rel=1e-6)
-    monkeypatch.setattr(evaluation_metrics, "CHUNK", 500)  # five rows at a time
+    small_pieces(500)  # five rows at a time
     assert energy_distance(x, y) == pytest.approx(truth, rel=1e-6)
     assert energy_distance(x.view(-1, dim, 1), y.view(-1, dim, 1)) == pytest.approx(truth, rel=1e-6)
 
@@ -126,12 +132,12 @@ def test_pairs_of_large_sets_need_little_memory():
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "polynomial"])
-def test_mmd_is_its_definition(monkeypatch, kernel):
+def test_mmd_is_its_definition(small_pieces, kernel):
     x, y = normal(30, 3), normal(40, 3, seed=1) + 0.2
     k = metrics.make_kernel(kernel, y)
     xx, yy, xy = k(x, x), k(y, y), k(x, y)
     truth = (xx.sum() - xx.trace()) / (30 * 29) + (yy.sum() - yy.trace()) / (40 * 39) - 2 * xy.mean()
-    monkeypatch.setattr(evaluation_metrics, "CHUNK", 100)
+    small_pieces(100)
     assert mmd(x, y, kernel) == pytest.approx(float(truth), rel=1e-9)
     assert mmd(x, y, k) == pytest.approx(float(truth), rel=1e-9)
 
@@ -208,7 +214,7 @@ def test_frechet_distance_with_fewer_samples_than_dimensions():
 # ---- precision and recall
 
 
-def test_precision_and_recall_of_constructed_sets(monkeypatch):
+def test_precision_and_recall_of_constructed_sets(small_pieces):
     line = torch.arange(10.0).double()[:, None]  # the first and the third neighbours are 1 and 1 or 2 or 3 away
     assert precision_recall(line, line) == metrics.PrecisionRecall(1.0, 1.0)
     inside, far = line[3:7] + 0.1, line[:2] + 1000
@@ -222,7 +228,7 @@ def test_precision_and_recall_of_constructed_sets(monkeypatch):
     uneven = torch.tensor([0.0, 1, 2, 10, 16, 22]).double()[:, None]  # balls of radius 1, 1, 1, 6, 6, 6
     assert precision_recall(torch.tensor([[2.9], [3.5], [5.0], [27.0]]).double(), uneven, k=1).precision == 0.75
     whole = precision_recall(normal(60, 3), normal(50, 3, 1))
-    monkeypatch.setattr(evaluation_metrics, "CHUNK", 100)
+    small_pieces(100)
     assert precision_recall(normal(60, 3), normal(50, 3, 1)) == whole
 
 

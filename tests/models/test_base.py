@@ -252,10 +252,7 @@ def test_a_model_that_defines_nothing():
 def test_a_subclass_of_a_subclass_keeps_its_checks():
     class Halved(DenoiseOnly):
         def denoise(self, x, t, **cond):
-            return 0.5 * self._own_denoise_of_parent(x, t)
-
-        def _own_denoise_of_parent(self, x, t):
-            return DenoiseOnly._own_denoise(self, x, t)
+            return 0.5 * parent.denoise(x, t)
 
     model, parent = Halved(target(), sd.VPSDE()), DenoiseOnly(target(), sd.VPSDE())
     x = torch.randn(2, 3, dtype=torch.float64)

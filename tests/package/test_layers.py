@@ -304,6 +304,43 @@ def test_the_walk_lets_pass_what_is_allowed(line):
     assert violations(ast.parse(line)) == []
 
 
+# ---- what tests may know
+
+
+def private_uses(tree: ast.Module) -> list[str]:
+    """Private names of the package that a file of tests uses, and attributes of its modules that it patches."""
+    ours = {alias.asname or alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))
+            for alias in node.names if "scoresde" in (getattr(node, "module", None) or alias.name)}  # fmt: skip
+    assigned = [t for node in ast.walk(tree) if isinstance(node, ast.Assign) for t in node.targets]
+    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own |= {t.attr if isinstance(t, ast.Attribute) else getattr(t, "id", "") for t in assigned}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            foreign = dotted(node).split(".")[0] in {"self", "cls", "os", "torch"}
+            found += [] if foreign or node.attr in own else [f"line {node.lineno}: {node.attr}"]
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scoresde"):
+            found += [f"line {node.lineno}: {alias.name}" for alias in node.names if alias.name.startswith("_")]
+        patches = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr" and len(node.args) == 3
+        if patches and dotted(node.args[0]).split(".")[0] in ours:
+            found.append(f"line {node.lineno}: patches {ast.unparse(node.args[0])}.{ast.literal_eval(node.args[1])}")
+    return found
+
+
+def test_tests_know_little_of_the_inside():
+    """At most 25 private names and patched modules in all tests."""
+    tests = Path(__file__).parents[1]
+    found = {str(path.relative_to(tests)): private_uses(ast.parse(path.read_text())) for path in sorted(tests.rglob("*.py"))}
+    found = {path: uses for path, uses in found.items() if uses}
+    assert sum(map(len, found.values())) <= 25, "\n".join(f"{path}: {uses}" for path, uses in found.items())
+
+
+def test_the_count_sees_private_names():
+    text = "import scoresde as sd\nfrom scoresde.core import noise\nfrom scoresde.core.noise import _f\n"
+    text += "x = noise._g\nself._h\nobj._own = 1\nobj._own\nmonkeypatch.setattr(noise, 'K', 1)\nmonkeypatch.setattr(os, 'write', 1)\n"
+    assert sorted(private_uses(ast.parse(text))) == ["line 3: _f", "line 4: _g", "line 8: patches noise.K"]
+
+
 # ---- what an import costs
 
 LATER = ["sklearn", "matplotlib", "accelerate", "torchdiffeq", "torchsde", "jsonargparse", "tqdm", "pandas", "scipy", "torchvision", "ot"]

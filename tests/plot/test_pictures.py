@@ -1,37 +1,20 @@
 """Pictures: what is drawn is what was given, and what cannot be drawn is refused."""
 
 import ast
-import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from matplotlib.text import Text
 
 import scoresde as sd
 from scoresde import plot
-from scoresde.errors import ConfigError, DataError, NonFiniteError, ShapeError, TimeRangeError
-from scoresde.models.base import ScoreModel
+from scoresde.errors import ConfigError, NonFiniteError, ShapeError
 from scoresde.plot import curves, fields, figures, pictures
-from scoresde.training.history import History
 
 torch.set_num_threads(1)
 TRANSFORM = sd.Transform(levels=17)
-
-
-@pytest.fixture(scope="module")
-def gaussian():
-    """A correlated Gaussian of the plane."""
-    covariance = torch.tensor([[[0.5, 0.2], [0.2, 0.3]]], dtype=torch.float64)
-    return sd.GaussianMixture(torch.tensor([[0.3, -0.2]], dtype=torch.float64), covariance)
-
-
-@pytest.fixture(scope="module")
-def exact(gaussian):
-    return sd.ExactModel(gaussian, sd.VPSDE())
 
 
 # ---- samples
@@ -162,167 +145,6 @@ def test_trajectory_of_points(exact):
 def test_an_empty_trajectory():
     with pytest.raises(ShapeError, match="steps is empty"):
         plot.trajectory([])
-
-
-# ---- fields and densities
-
-
-@pytest.mark.parametrize("field", ["score", "velocity"])
-def test_arrows_are_the_field(exact, field):
-    figure = plot.vector_field(exact, 0.3, (-2, 2), field=field, arrows=9, resolution=10)
-    quiver = next(c for c in figure.axes[0].collections if hasattr(c, "U"))
-    points = torch.from_numpy(np.asarray(quiver.get_offsets()))
-    expected = getattr(exact, field)(points, 0.3).double().numpy()
-    drawn = np.stack([quiver.U, quiver.V], 1)
-    cosine = (drawn * expected).sum(1) / np.linalg.norm(drawn, axis=1) / np.linalg.norm(expected, axis=1)
-    assert cosine.min() > 1 - 1e-9
-    short = np.linalg.norm(expected, axis=1) < np.quantile(np.linalg.norm(expected, axis=1), 0.9)
-    assert np.allclose(drawn[short], expected[short])  # only the longest are cut
-    assert len(points) == 81
-
-
-def test_the_background_is_the_exact_log_density(exact):
-    figure = plot.vector_field(exact, [0.1, 0.5], (-2, 2, -1, 3), resolution=8)
-    centres = torch.arange(8, dtype=torch.float64) + 0.5
-    point = torch.tensor([[-2 + 0.5 * float(centres[5]), -1 + 0.5 * float(centres[2])]], dtype=torch.float64)
-    for ax, t in zip(figure.axes[:2], (0.1, 0.5), strict=True):
-        assert float(ax.images[0].get_array()[2, 5]) == pytest.approx(float(exact.log_prob(point, t)), abs=1e-9)
-        assert ax.images[0].get_extent() == [-2, 2, -1, 3]
-
-
-def test_field_of_a_wrong_model_time_or_name(exact):
-    images = sd.ExactModel(sd.GaussianMixture(torch.zeros(1, 1, 4, 4), torch.ones(1)), sd.VPSDE())
-    with pytest.raises(ShapeError, match=r"\(1, 4, 4\)"):
-        plot.vector_field(images, 0.5, (-1, 1))
-    with pytest.raises(TimeRangeError):
-        plot.vector_field(exact, 2.0, (-1, 1))
-    with pytest.raises(ConfigError, match="field = 'scor'"):
-        plot.vector_field(exact, 0.5, (-1, 1), field="scor")
-    with pytest.raises(ConfigError, match="limits"):
-        plot.vector_field(exact, 0.5, (1, -1))
-
-
-class Hidden(ScoreModel):
-    """The exact model without its density, as a network has none."""
-
-    def __init__(self, inner):
-        super().__init__(inner.sde, inner.event_shape)
-        self.inner = inner
-
-    def predict(self, x, t, **cond):
-        return self.inner.predict(x, t)
-
-
-def test_density_of_a_network_is_that_of_its_flow(exact):
-    solver = sd.TorchDiffEq(rtol=1e-5, atol=1e-5)
-    by_flow = plot.density(Hidden(exact), (-1, 1), resolution=4, solver=solver).axes[0].images[0].get_array()
-    in_closed_form = plot.density(exact, (-1, 1), resolution=4, points=torch.zeros(3, 2)).axes[0].images[0].get_array()
-    assert np.abs(by_flow - in_closed_form).max() < 0.02  # what N(0, 1) for the law at t_max costs
-    given_function = plot.density(lambda x: exact.log_prob(x.double(), exact.sde.t_min), (-1, 1), resolution=4)
-    assert np.allclose(given_function.axes[0].images[0].get_array(), in_closed_form, atol=1e-4)
-    with pytest.raises(ConfigError, match="only an exact model"):
-        plot.density(Hidden(exact), (-1, 1), t=0.5)
-
-
-# ---- losses
-
-
-def test_loss_from_a_history_a_file_or_a_folder(tmp_path):
-    history = History()
-    with (tmp_path / "log.jsonl").open("w") as file:
-        for k in range(1, 101):
-            line = {"step": 10 * k, "loss": 5.0 / k, "lr": 1e-3, "grad_norm": 1.0, "seconds": k}
-            file.write(json.dumps(line) + "\n")
-            history.add(line)
-        line = {"step": 1000, "validation": 0.07, "seconds": 100}
-        file.write(json.dumps(line) + "\n")
-        history.add(line)
-    for source in (history, tmp_path / "log.jsonl", str(tmp_path)):
-        ax = plot.loss(source).axes[0]
-        assert ax.get_xscale() == ax.get_yscale() == "log"
-        assert np.allclose(ax.lines[0].get_xdata(), 10 * np.arange(1, 101))
-        assert np.allclose(ax.lines[0].get_ydata(), 5 / np.arange(1, 101))
-        mean = ax.lines[1].get_ydata()  # over steps within 15 % either side
-        assert mean[[0, -1]] == pytest.approx([5.0, np.mean(5 / np.arange(87, 101))])
-        validation = next(line for line in ax.lines if len(line.get_xdata()) == 1)
-        assert validation.get_ydata()[0] == 0.07
-        assert [text.get_text() for text in ax.get_legend().get_texts()][1].startswith("validation, last 0.07")
-
-
-def test_loss_of_what_is_no_log(tmp_path):
-    with pytest.raises(DataError, match=r"no\.jsonl.*log\.jsonl of a training run"):
-        plot.loss(tmp_path / "no.jsonl")
-    (tmp_path / "bad.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
-    with pytest.raises(DataError, match="line 2"):
-        plot.loss(tmp_path / "bad.jsonl")
-    with pytest.raises(DataError, match="no losses"):
-        plot.loss(History())
-
-
-# ---- quality against network calls
-
-
-def test_frontier_draws_every_finite_point_over_the_floor():
-    lines = {"Heun": [(10, 0.2), (4, 0.9), (20, float("nan"))], "never": [(5, float("nan"))], "DDIM": [(5, 0.5), (50, 0.11)]}
-    ax = plot.frontier(lines, (0.1, 0.01), title="T").axes[0]
-    drawn = {tuple(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in ax.lines if line.get_marker() != "None"}
-    assert drawn == {((4, 0.9), (10, 0.2)), ((5, 0.5), (50, 0.11))}
-    names = [text.get_text() for text in ax.figure.legends[0].get_texts()]
-    assert names == ["Heun", "DDIM", "Pareto front: the best so far", "noise floor (real samples)"]  # as the lines end, from the top down
-    assert not ax.texts  # nothing is written across the lines
-    band = ax.patches[0].get_extents().transformed(ax.transData.inverted())
-    assert (band.y0, band.y1) == (pytest.approx(0.08), pytest.approx(0.12))
-    with pytest.raises(DataError, match="no solver gave a finite point"):
-        plot.frontier({"a": [(5, float("nan"))]})
-
-
-def test_the_legend_stands_beside_the_lines(tmp_path):
-    lines = {f"solver number {i}": [(5, 1.0), (100, 0.1 + 0.0001 * i)] for i in range(20)}
-    lines["far"] = [(5, 1e5), (100, 2.0)]
-    figure = plot.frontier(lines, (0.1, 0.01), tmp_path / "f.png", levels={"score error": 0.5})
-    renderer = figure.canvas.get_renderer()
-    (legend,) = figure.legends
-    assert figure.axes[0].get_legend() is None
-    assert figure.axes[0].get_window_extent(renderer).x1 < legend.get_window_extent(renderer).x0
-    boxes = [Text.get_window_extent(text, renderer) for text in legend.get_texts()]
-    assert len(boxes) == 21 + 3
-    boxes.sort(key=lambda b: b.y0)
-    assert all(a.y1 <= b.y0 + 1 for a, b in itertools.pairwise(boxes))
-    assert all(min(b.x0, b.y0) >= 0 and b.x1 <= figure.bbox.x1 and b.y1 <= figure.bbox.y1 for b in boxes)
-    looks = [(handle.get_color(), handle.get_marker(), handle.get_linestyle()) for handle in legend.get_lines()]
-    assert len(set(looks)) == len(looks) == 21 + 3  # each can be told from the others
-
-
-def test_frontier_bands_front_levels_and_colours():
-    lines = {
-        "A, u": [(5, 0.5, 0.4, 0.6), (10, 0.2, 0.15, 0.3)],
-        "A, v": [(5, 0.4, 0.3, 0.5), (10, 0.3, 0.2, float("nan"))],
-        "B": [(4, 0.45, 0.44, 0.47)],
-    }
-    ax = plot.frontier(lines, (0.1, 0.01), levels={"score error": 0.15, "prior error": 1e-9}).axes[0]
-    (front,) = (line for line in ax.lines if line.get_linewidth() == 9)
-    assert list(zip(*front.get_data(), strict=True)) == [(4, 0.45), (5, 0.4), (10, 0.2)]
-    bands = [c for c in ax.collections if c.get_paths()]
-    corners = bands[-1].get_paths()[0].vertices
-    assert {(x, round(y, 3)) for x, y in corners} >= {(5, 0.4), (5, 0.6), (10, 0.15), (10, 0.3)}
-    texts = [text.get_text() for text in ax.figure.legends[0].get_texts()]
-    b, v, u = (line for line in ax.lines if line.get_marker() != "None")
-    assert texts[:3] == ["B", "A, v", "A, u"]
-    assert u.get_color() == v.get_color() != b.get_color()  # one solver on two grids
-    assert u.get_linestyle() != v.get_linestyle()
-    assert "score error" in texts
-    assert "prior error" not in texts  # far below: it would squeeze the lines
-    assert any(list(line.get_ydata()) == [0.15, 0.15] for line in ax.lines)
-    shares = plot.frontier({"A": [(5, 0.0, 0.0, 0.1), (10, 0.9, 0.8, 1.0)], "B": [(5, 0.5), (10, 0.7)]}, (0.9, 0.01), share=True).axes[0]
-    assert (shares.get_yscale(), shares.get_ylim()) == ("linear", (0.0, 1.04))
-    assert [text.get_text() for text in shares.figure.legends[0].get_texts()] == ["A", "B", "real samples"]
-
-
-def test_frontier_shows_good_lines_though_one_fails():
-    lines = {"good": [(5, 1e-3), (50, 1e-8)], "better": [(5, 1e-4), (50, 1e-9)], "lost": [(5, 1e9), (50, 1e-2)]}
-    low, high = plot.frontier(lines).axes[0].get_ylim()
-    assert low < 1e-9
-    assert 1e-2 < high < 10
 
 
 def test_notebooks_show_the_figure():

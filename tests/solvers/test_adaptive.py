@@ -12,7 +12,7 @@ from problems import SDES, correlated_mixture, gaussian, image_mixture, marginal
 
 import scoresde as sd
 from scoresde.core.brownian import on_path
-from scoresde.core.noise import BROWNIAN_LEVELS, Noise, philox
+from scoresde.core.noise import BROWNIAN_LEVELS, Noise
 from scoresde.solvers.loop import draws_for, solve
 
 ODE, SDE_SOLVER = sd.AdaptiveODE(1e-6, 1e-6), sd.AdaptiveSDE(0.05, 0.02)
@@ -256,53 +256,6 @@ def test_conditions_belong_to_their_samples():
     y = sd.sample(model, x_init=x, solver=ODE, shift=shift)
     level = model.sde.levels([1.0, 1e-3])
     assert (y - (level[1].alpha * shift + x - level[0].alpha * shift)).abs().max() < 1e-4  # unit variance stays so: c = 1
-
-
-# ---- the Brownian path
-
-
-def test_philox_known_answers():
-    """Salmon et al., the test vectors of Random123 for philox4x32-10."""
-    ones = (1 << 32) - 1
-    answers = {0: "6627e8d5 e169c58d bc57ac4c 9b00dbd8", ones: "408f276d 41c83b0e a20bc7c6 6d5451fd"}
-    for word, answer in answers.items():
-        found = philox([torch.tensor([word])] * 4, (word, word))
-        assert " ".join(f"{int(w):08x}" for w in found) == answer
-    counter = [torch.tensor([w]) for w in (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)]
-    found = philox(counter, (0xA4093822, 0x299F31D0))
-    assert " ".join(f"{int(w):08x}" for w in found) == "d16cfe09 94fdcceb 5001e420 24126ea1"
-
-
-def test_the_path_is_brownian():
-    """Increments between points of any alignment: variance h, no correlation, 16,384 numbers: an error of 7 % is seen with power 0.99."""
-    ends = [0, 3, 1 << 10, (1 << 25) + 12345, 1 << 26, (1 << 27) - 1, (1 << 27) + 7, (1 << 28) - (1 << 20), 1 << 28]
-    noise = Noise(5, sd.noise.check_ids(None, 4096), (2, 2), torch.float64)
-    w = [noise.brownian(torch.full((4096,), k)) for k in ends]
-    assert (w[0] == 0).all()
-    z = torch.stack([(b - a) / math.sqrt((j - i) / (1 << 28)) for a, b, i, j in zip(w, w[1:], ends, ends[1:], strict=False)])
-    z = z.flatten(1)
-    n = z.shape[1]
-    limit = z_limit(64)
-    assert (z.mean(1).abs() * math.sqrt(n)).max() < limit
-    assert ((z.square().mean(1) - 1).abs() * math.sqrt(n / 2)).max() < limit
-    assert ((z.pow(4).mean(1) - 3).abs() * math.sqrt(n / 96)).max() < limit
-    cross = (z @ z.T / n).fill_diagonal_(0)
-    assert (cross.abs() * math.sqrt(n)).max() < limit
-    inside = w[4].flatten(1)  # numbers of one sample, and of neighbours, are independent
-    assert (inside.T.corrcoef().fill_diagonal_(0).abs() * math.sqrt(4096)).max() < limit
-    assert abs(float((inside[1:] * inside[:-1]).mean() / inside.var())) * math.sqrt(n) < limit
-
-
-def test_the_path_is_a_function_of_seed_id_and_stream():
-    k = torch.tensor([0, 123456789, 1 << 27, 1 << 28, 77])
-    noise = Noise(5, sd.noise.check_ids([3, 8, 1, (1 << 40) - 1, 4], 5), (3,), torch.float64)
-    w = noise.brownian(k)
-    for row in range(5):
-        one = Noise(5, noise.ids[row : row + 1], (3,), torch.float64).brownian(k[row : row + 1])
-        assert (one[0] - w[row]).abs().max() < 1e-14
-    others = [Noise(6, noise.ids, (3,)).brownian(k), noise.brownian(k, 2), Noise(5 + (1 << 32), noise.ids, (3,)).brownian(k)]
-    for other in (*others, Noise(5, noise.ids ^ (1 << 35), (3,)).brownian(k)):
-        assert ((other - w)[1:].abs() > 1e-9).all()
 
 
 # ---- the SDE

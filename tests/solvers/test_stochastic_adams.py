@@ -22,26 +22,16 @@ from problems import (
     name,
     slope,
     two_modes,
-    z_limit,
 )
 
 import scoresde as sd
-from scoresde.core.brownian import BrownianPath
 from scoresde.core.noise import Noise
-from scoresde.core.streams import CORRECTOR, PRIOR, STEP
+from scoresde.core.streams import PRIOR, STEP
 from scoresde.errors import ConfigError
 from scoresde.solvers.loop import draws_for, solve
 from scoresde.solvers.planning import bind_solver
 
 # ---- laws on Gaussian data (see law in problems.py)
-
-
-
-
-
-
-
-
 
 
 def test_no_two_draws_of_a_restart_share_a_stream():
@@ -72,10 +62,6 @@ def test_a_corrector_within_a_restart_has_noise_of_its_own():
     times = sd.grid.log_snr(sde, 12)
     found, expected = (law(solver, sde, times, 0.4, 0.3, 6, fresh) for fresh in (False, True))
     assert found == pytest.approx(expected, rel=1e-12)
-
-
-
-
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name)
@@ -414,69 +400,3 @@ def test_strong_order_on_a_common_path(sde):
     # independent noise is another path at each number of steps: nothing to converge to
     a, b = (sd.sample(model, x_init=x, solver=sd.EulerMaruyama(), times=sd.grid.log_snr(sde, n, high, low), batch_size=512) for n in (64, 128))
     assert rms(a - b) > 10 * rms(ends["Euler-Maruyama"][1] - ends["Euler-Maruyama"][2])
-
-
-def path(ids=8, clock=(0.0, 1.0, 2.0), seed=0, shape=(1,), length=4.0):
-    ids = np.arange(ids) if isinstance(ids, int) else np.asarray(ids)
-    return BrownianPath(Noise(seed, ids.astype(np.int64), shape, torch.float64), list(clock), length)
-
-
-def test_increments_are_independent_normals():
-    """20,000 samples: a mean off by 0.05, a variance off by 7 % or a correlation of 0.05 is found with probability 0.97."""
-    clock = [0.0, 0.013, 0.4, 1.0, 1.001, 2.7, 3.99, 4.0]
-    n, p = 20_000, path(20_000, clock)
-    z = torch.stack([p.at(i)(STEP)[:, 0] for i in range(len(clock) - 1)])
-    limit = z_limit(7 + 7 + 21)
-    assert float(z.mean(1).abs().max()) * math.sqrt(n) < limit
-    assert float((z.var(1) - 1).abs().max()) * math.sqrt(n / 2) < limit
-    correlation = torch.corrcoef(z) - torch.eye(7, dtype=torch.float64)
-    assert float(correlation.abs().max()) * math.sqrt(n) < limit
-    w = [p.increment(i)[:, 0].var() for i in range(7)]
-    lengths = torch.tensor(clock, dtype=torch.float64).diff()
-    assert torch.allclose(torch.stack(w), lengths, rtol=0.07, atol=2e-5)
-
-
-def test_parts_of_a_path_sum_to_the_whole():
-    fine = sorted({0.3, 3.7, *np.linspace(0.3, 3.7, 97).tolist()})
-    whole, parts = path(16, [0.3, 3.7], shape=(3,)).increment(0), path(16, fine, shape=(3,))
-    total = sum(parts.increment(i) for i in range(96))
-    assert float((whole - total).abs().max()) < 1e-12
-    # in whatever order it is asked
-    again = path(16, fine, shape=(3,))
-    backwards = [again.increment(i) for i in reversed(range(96))][::-1]
-    assert all(torch.equal(a, parts.increment(i)) for i, a in enumerate(backwards))
-
-
-def test_a_path_belongs_to_its_sample():
-    whole = path(50)
-    for ids in ([7], [49, 0, 13, 14, 2], np.arange(50)[::-1]):
-        some = path(ids)
-        assert torch.equal(some.at(1)(), whole.at(1)()[torch.tensor(np.array(ids))])
-    values = [path(50, seed=0).at(0)(), path(50, seed=1).at(0)(), path(50).at(0)(STEP + 1), path(50).at(1)()]
-    assert len(torch.unique(torch.cat(values))) == 200  # other seeds, streams and steps: other numbers
-
-
-def test_samples_on_a_path_do_not_depend_on_their_batch():
-    model = sd.ExactModel(two_modes(), sd.VPSDE())
-    kwargs = {"solver": sd.StochasticExponential(), "steps": 7, "noise": "path", "seed": 5}
-    whole = sd.sample(model, 11, batch_size=4, **kwargs)
-    assert torch.equal(sd.sample(model, 3, batch_size=4, ids=[10, 0, 5], **kwargs), whole[[10, 0, 5]])
-    assert torch.allclose(sd.sample(model, 11, batch_size=11, **kwargs), whole, rtol=1e-10, atol=1e-12)
-    *_, (_, _, x, _) = sd.trajectory(model, 11, **kwargs)
-    assert torch.allclose(x, whole, rtol=1e-10, atol=1e-12)
-    # x_T is the one of independent noise
-    first = next(iter(sd.trajectory(model, 11, **kwargs)))[2]
-    assert torch.equal(first, next(iter(sd.trajectory(model, 11, seed=5)))[2])
-
-
-def test_corrector_draws_are_not_on_the_path():
-    p, plain = path(8), Noise(0, np.arange(8), (1,), torch.float64)
-    assert torch.equal(p.at(1)(CORRECTOR + 3), plain.normal(CORRECTOR + 3, 1))
-    assert not torch.equal(p.at(1)(STEP), plain.normal(STEP, 1))
-
-
-def test_a_path_refuses_what_it_cannot_resolve():
-    with pytest.raises(ConfigError, match="step 1 is shorter"):
-        path(2, [0.0, 1.0, 1.0 + 1e-7, 2.0])
-    with pytest.raises(ConfigError, match="within"):
-        path(2, [0.0, 5.0])

@@ -53,9 +53,9 @@ class EDMStochastic(Solver):
 
     @property
     def accuracy(self) -> float | None:
-        """2 for the ODE, and for the law with churn, whose noise leads from one exact law to another; s_noise, if not 1, is a
+        """2 for the ODE, and for the law with churn, whose noise leads from one exact law to another.
 
-        bias that stays.
+        With churn and an ``s_noise`` that is not 1 there is a bias that stays: None.
         """
         return 2.0 if self.s_noise == 1 or not self.s_churn else None
 

@@ -1,10 +1,10 @@
 """How the command line speaks: one line for what goes wrong, and signals."""
 
 import contextlib
-import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 
@@ -60,27 +60,17 @@ def within(seconds, condition):
 
 
 @contextlib.contextmanager
-def forked(arguments, log):
-    """main(arguments) in a process of its own, which has torch already; its stderr goes to ``log``."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        os.setsid()  # a signal to the tests is none to it
-        with contextlib.suppress(BaseException):
-            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
-            os.dup2(descriptor, 2)
-            sys.stderr = os.fdopen(descriptor, "w", buffering=1)
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            code = main(arguments)
-            sys.stderr.flush()
-        os._exit(code)
-    try:
-        yield pid
-    finally:
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+def started(arguments, log):
+    """The command in a process of its own, with its stderr in ``log``; it is over when this is."""
+    with log.open("w") as stderr:
+        command = [sys.executable, "-m", "scoresde.cli", *arguments]
+        # in a process group of its own: Ctrl-C to the tests is none to it
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(10)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -91,14 +81,13 @@ def test_signals(command, signum, code, runs, quick, tmp_path):
         line = f"train --data moons --steps 1000000 --net.width 8 --batch_size 8 --out {out} {quick}"
     else:
         line = f"sample {runs}/moons --steps 10000 --n 100000 --out {tmp_path}/x.npy --threads 1"
-    with forked(shlex.split(line), log) as pid:
+    with started(shlex.split(line), log) as process:
         sign = out / "log.jsonl" if command == "train" else log
-        assert within(60, lambda: sign.exists() and sign.read_text()), "it has not begun"
+        assert within(60, lambda: sign.exists() and sign.read_text()), f"it has not begun: {log.read_text()}"
         time.sleep(0.3)
-        os.kill(pid, signum)
-        status = []
-        assert within(60, lambda: status.append(os.waitpid(pid, os.WNOHANG)) or status[-1][0] == pid), "it goes on"
-        assert os.waitstatus_to_exitcode(status[-1][1]) == code
+        process.send_signal(signum)
+        assert within(60, lambda: process.poll() is not None), f"it goes on: {log.read_text()}"
+    assert process.returncode == code
     said = log.read_text()
     assert "Traceback" not in said
     assert ("interrupted" if signum == signal.SIGINT else "terminated") in said.splitlines()[-1]

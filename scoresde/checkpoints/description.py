@@ -18,7 +18,7 @@ from scoresde.core.encoding import arguments, check_weights, plain
 from scoresde.data.transform import Transform
 from scoresde.errors import CheckpointMismatch, ConfigError
 from scoresde.models import parameterization as parameterizations
-from scoresde.models.network import NetworkModel
+from scoresde.models.network import NetworkModel, made_with
 from scoresde.models.reference import GaussianReference
 from scoresde.sdes.base import SDE
 
@@ -58,8 +58,8 @@ def describe(model: ScoreModel) -> dict[str, Any]:
         "sde": {"class": type(model.sde).__name__, "args": arguments(model.sde)},
     }
     if isinstance(model, NetworkModel):
-        config = getattr(model.net, "config", None)
-        out["net"] = {"class": type(model.net).__name__, "args": plain(config) if isinstance(config, Mapping) else None}
+        config = made_with(model)
+        out["net"] = {"class": type(model.net).__name__, "args": None if config is None else plain(config)}
         out["parameterization"] = name_of(model.parameterization)
         out["transform"] = arguments(model.transform)
     return out

@@ -34,7 +34,7 @@ from scoresde.likelihood import bits, ode
 from scoresde.likelihood.bound import elbo
 from scoresde.models.batches import default_batch_size
 from scoresde.models.counting import count_evaluations
-from scoresde.models.network import NetworkModel
+from scoresde.models.network import NetworkModel, made_with
 from scoresde.models.reference import GaussianReference
 from scoresde.plot import curves, pictures
 from scoresde.sampling import tuning
@@ -330,7 +330,7 @@ def _load(a: Any, data: dataset.Data | None = None) -> ScoreModel:
 
 def _classes_of(model: ScoreModel) -> int | None:
     """The number of classes that the model's network takes labels of."""
-    return vars(model.net).get("config", {}).get("classes") if isinstance(model, NetworkModel) else None
+    return (made_with(model) or {}).get("classes")
 
 
 def _labels(text: str, n: int, model: ScoreModel) -> Tensor:

@@ -46,6 +46,13 @@ class Moments(Protocol):
     def moments(self) -> tuple[Tensor, Tensor]: ...
 
 
+@runtime_checkable
+class KnowsDensity(Protocol):
+    """A model that knows its density at every time."""
+
+    def log_prob(self, x: Tensor, t: Tensor | float) -> Tensor: ...
+
+
 class ExactModel(ScoreModel):
     """The exact score model of a target whose marginals are known: a ground truth for solvers, likelihoods and guidance.
 

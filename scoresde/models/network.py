@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,6 +69,12 @@ class NetworkModel(ScoreModel):
         # eps = (x - alpha x0)/sigma with the difference taken in the float64 coefficients: an error of 1e-16/sigma at most
         eps = affine((1 - alpha * c_skip) / sigma, x, -alpha * c_out / sigma, F)
         return x0, eps
+
+
+def made_with(model: ScoreModel) -> Mapping[str, Any] | None:
+    """The arguments that the network of a model was made with, if it keeps them in ``config``, as our own do; else None."""
+    config = getattr(dict(model.named_children()).get("net"), "config", None)
+    return config if isinstance(config, Mapping) else None
 
 
 def _resolve(given: str | Parameterization) -> Parameterization:

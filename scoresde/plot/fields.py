@@ -11,6 +11,7 @@ from scoresde.core.checks import check_data, check_positive_int
 from scoresde.errors import ConfigError
 from scoresde.likelihood.ode import log_prob
 from scoresde.models.base import ScoreModel, inference
+from scoresde.models.exact import KnowsDensity
 from scoresde.plot import figures
 from scoresde.plot.figures import COLORS
 
@@ -55,10 +56,9 @@ def vector_field(
     times = [float(t)] if isinstance(t, (int, float)) or (isinstance(t, Tensor) and t.ndim == 0) else [float(s) for s in t]
     box = figures.box_of(limits)
     figure, axes = figures.panels(1, len(times), 3.8)
-    exact = getattr(model, "log_prob", None)
-    if callable(exact):
+    if isinstance(model, KnowsDensity):
         points, shape = figures.mesh_points(model, box, resolution)
-        maps = [exact(points, s).view(shape).cpu().double() for s in times]
+        maps = [model.log_prob(points, s).view(shape).cpu().double() for s in times]
         figures.density_map(figure, axes[0].tolist(), maps, box, "$p_t$", 10.0)
     for ax, s in zip(axes[0], times, strict=True):
         points, _ = figures.mesh_points(model, box, check_positive_int(arrows, "arrows"))
@@ -112,9 +112,8 @@ def density(
     if isinstance(model, ScoreModel):
         figures.check_plane(model)
         x, shape = figures.mesh_points(model, box, resolution)
-        exact = getattr(model, "log_prob", None)
-        if callable(exact):
-            values = exact(x, model.sde.t_min if t is None else t)
+        if isinstance(model, KnowsDensity):
+            values = model.log_prob(x, model.sde.t_min if t is None else t)
         elif t is None:
             values = log_prob(model, x, **{"divergence": "exact", "batch_size": len(x), **arguments}).log_prob
         else:

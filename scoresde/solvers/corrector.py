@@ -89,7 +89,7 @@ class PredictorCorrector(Wrapper):
                 f"{type(self.predictor).__name__} as a predictor goes on from its own state, which a corrector does not move: "
                 "take DDIM(), Ancestral() or a solver of another kind"
             )
-        return self.around(self.predictor.bind(model, steps))
+        return super().bind(model, steps)
 
     def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         if self.order == "corrector-predictor":

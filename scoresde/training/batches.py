@@ -17,6 +17,7 @@ from scoresde.core.noise import Noise, permutation, seeded
 from scoresde.core.streams import AUGMENT, TRAIN_ORDER
 from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError, DTypeError, ShapeError
+from scoresde.models.network import made_with
 from scoresde.models.reference import GaussianReference, detail_of
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Source:
         """Checks what ``fit`` was given. Raises ConfigError, DTypeError, ShapeError, NonFiniteError."""
         event, asked = model.event_shape, conditional
         if conditional is None:  # a network that was made with classes asks for labels
-            conditional = bool(_made_with(model).get("classes"))
+            conditional = bool((made_with(model) or {}).get("classes"))
         if isinstance(data, Data):
             check_shape(data.train, event, "data.train")
             if data.transform is None:
@@ -96,7 +97,8 @@ class Source:
             with seeded(0):  # items may be random, and nothing that is drawn here may be seen later
                 given = list(self._collate([self.samples[0]])[1])
         for name in given:
-            takes = [other for other in model.conditions.names if _made_with(model).get(_ASKS.get(other, ""), True)]
+            made = made_with(model) or {}
+            takes = [other for other in model.conditions.names if made.get(_ASKS.get(other, ""), True)]
             if name not in takes and not (model.conditions.others and name not in model.conditions.names):
                 conditions = f"takes {', '.join(takes)} as condition" if takes else "takes no condition"
                 raise ConfigError(f"the data give the condition {name!r}, but the model {conditions}{did_you_mean(name, takes)}")
@@ -188,7 +190,7 @@ class Source:
 
 def check_told(model: ScoreModel, augment: Augmentation) -> None:
     """Checks that the network is told what was done to its samples. Raises ConfigError."""
-    made = _made_with(model)
+    made = made_with(model)
     told = made.get("augmentations", 0) if made else augment.labels  # a network of one's own is taken on trust
     if told != augment.labels:
         raise ConfigError(
@@ -197,12 +199,6 @@ def check_told(model: ScoreModel, augment: Augmentation) -> None:
         )
     if "augment" not in model.conditions.names and not model.conditions.others:
         raise ConfigError(f"augment = {augment}, but the model takes no condition 'augment': it must be told what was done to x")
-
-
-def _made_with(model: ScoreModel) -> Mapping[str, Any]:
-    """The arguments that the model's network was made with, if it keeps them, as our own do."""
-    config = getattr(dict(model.named_children()).get("net"), "config", None)
-    return config if isinstance(config, Mapping) else {}
 
 
 def _check_dtype(x: Tensor, model: ScoreModel, name: str) -> None:

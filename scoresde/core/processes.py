@@ -16,10 +16,11 @@ PATIENCE = timedelta(days=7)  # that a process waits for one with more, or slowe
 
 
 class Team(NamedTuple):
-    """The processes that share the work: ``rank`` of this one, and how many there are."""
+    """The processes that share the work: ``rank`` of this one, how many there are, and the device that this one computes on."""
 
     rank: int = 0
     world: int = 1
+    device: torch.device = torch.device("cpu")
 
     @classmethod
     def find(cls) -> Team:
@@ -41,6 +42,41 @@ class Team(NamedTuple):
                 )
             distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @classmethod
+    def to_train(cls, where: torch.device) -> Team:
+        """The same, or those of another launcher, each with a device of its own, as accelerate finds them; ``where`` is where the
+        model is."""
+        from accelerate.state import PartialState  # an Accelerator would also fix a precision for the whole process
+
+        cls.find()
+        usable = torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available())  # mps has no float64
+        state = PartialState(cpu=not usable)
+        device = state.device if usable else torch.device("cpu")
+        if state.num_processes == 1 and where.type not in ("cpu", "mps"):
+            device = where  # where the user put it
+        return cls(state.process_index, state.num_processes, device)
+
+    def of_the_first(self, value: int) -> int:
+        """The value of the first process, in all of them."""
+        if self.world == 1:
+            return value
+        tensor = torch.tensor(value, device=self.device)
+        distributed.broadcast(tensor, 0)
+        return int(tensor)
+
+    def largest(self, value: int) -> int:
+        """The largest value of all processes, in all of them."""
+        if self.world == 1:
+            return value
+        tensor = torch.tensor(value, device=self.device)
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+        return int(tensor)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            distributed.barrier()
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, in all of them."""
@@ -68,33 +104,3 @@ class Team(NamedTuple):
                 raise SolverError(f"process {rank} of {self.world} failed: {message}")
         return [value for value, _ in outcomes]
 
-
-def processes(where: torch.device) -> tuple[torch.device, int, int]:
-    """The device of this process, its rank, and how many there are, as accelerate finds them; ``where`` is where the model is."""
-    from accelerate.state import PartialState  # an Accelerator would also fix a precision for the whole process
-
-    usable = torch.cuda.is_available() or (hasattr(torch, "xpu") and torch.xpu.is_available())  # mps has no float64
-    state = PartialState(cpu=not usable)
-    device = state.device if usable else torch.device("cpu")
-    if state.num_processes == 1 and where.type not in ("cpu", "mps"):
-        device = where  # where the user put it
-    return device, state.process_index, state.num_processes
-
-
-def agree(value: int, world: int, device: torch.device) -> int:
-    """The value of the first process, in all of them."""
-    if world == 1:
-        return value
-    tensor = torch.tensor(value, device=device)
-    torch.distributed.broadcast(tensor, 0)
-    return int(tensor)
-
-
-def agree_to_stop(caught: list[int], world: int, k: int, device: torch.device) -> int:
-    """The signal to stop for, or 0: all processes stop after the same step, or they would wait for each other."""
-    signum = caught[0] if caught else 0
-    if world == 1 or k % 16:
-        return signum if world == 1 else 0
-    tensor = torch.tensor(signum, device=device)
-    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-    return int(tensor)

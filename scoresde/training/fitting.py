@@ -19,7 +19,7 @@ import torch
 
 from scoresde.checkpoints import folders
 from scoresde.core import files
-from scoresde.core.processes import processes
+from scoresde.core.processes import Team
 from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError
 from scoresde.likelihood.dequantize import first_level
@@ -158,31 +158,30 @@ def fit(
     options = replace(options, dequantization="normal" if normal else None)  # as the data have it, whoever said so
     if source.transform is not None and normal:
         _check_blur(model, source.transform)
-    device, rank, world = processes(model.device)
-    if bf16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    team = Team.to_train(model.device)
+    if bf16 and team.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         warnings.warn("bf16 on a CPU without bfloat16 units is many times slower than float32: leave it out", stacklevel=2)
-    if batch_size < world * accumulate:
-        raise ConfigError(f"batch_size = {batch_size} for {world} processes of {accumulate} passes: expected one sample each")
+    if batch_size < team.world * accumulate:
+        raise ConfigError(f"batch_size = {batch_size} for {team.world} processes of {accumulate} passes: expected one sample each")
     root = None if out is None else Path(out).absolute()
-    main = rank == 0
+    main = team.rank == 0
     with ExitStack() as stack:
         if root is not None and main:
             stack.enter_context(files.lock(root))
             folders.remove_temporaries(root)
-        model.to(device).train()
+        model.to(team.device).train()
         if isinstance(data, Data) and type(model).transform is ScoreModel.transform:  # a class may know its own
             model.transform = data.transform
         model.reference = source.reference(model) or model.reference
         model.recipes = {}  # they were made for other weights
-        trainer = Trainer(model, source, options, device, rank, world)
+        trainer = Trainer(model, source, options, team)
         history = History()
         if root is not None:
             history = start_run(trainer, root, resume, overwrite, main)
         log = Log(root if main else None, history, callback if main else None)
         stack.callback(trainer.finish)
         run_loop(trainer, log, root if main else None, progress and main)
-        if world > 1:
-            torch.distributed.barrier()
+        team.wait()
     return history
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from scoresde.checkpoints import folders, format
 from scoresde.core import files
-from scoresde.core.processes import agree, agree_to_stop
 from scoresde.errors import ConfigError
 from scoresde.training.history import History
 from scoresde.training.optimization import descend
 from scoresde.training.options import TIMED
+from scoresde.training.trainer import LOOK
 
 if TYPE_CHECKING:
     from scoresde.training.history import Log
@@ -32,9 +32,17 @@ def run_loop(trainer: Trainer, log: Log, root: Path | None, progress: bool) -> N
         progress=progress,
         what="training",
         keep=True,
-        stop=lambda k, caught: agree_to_stop(caught, trainer.world, k, trainer.device),
+        stop=lambda k, caught: signal_to_stop(trainer, k, caught),
         leave=between.leave,
     )
+
+
+def signal_to_stop(trainer: Trainer, k: int, caught: list[int]) -> int:
+    """The signal to stop for, or 0: all processes stop after the same step, or they would wait for each other."""
+    signum = caught[0] if caught else 0
+    if trainer.team.world == 1:
+        return signum
+    return 0 if k % LOOK else trainer.team.largest(signum)
 
 
 class Between:
@@ -42,7 +50,7 @@ class Between:
 
     def __init__(self, trainer: Trainer, log: Log, root: Path | None) -> None:
         self.trainer, self.options, self.log, self.root = trainer, trainer.options, log, root
-        self.validates = trainer.rank == 0 and trainer.source.test is not None
+        self.validates = trainer.team.rank == 0 and trainer.source.test is not None
         self.first = trainer.step
         self.saved = trainer.step or None
         self.earlier = log.history.seconds[-1] if log.history.seconds else 0.0
@@ -58,7 +66,7 @@ class Between:
         if k == self.first + SLOW:
             self.warm = time.perf_counter()
         if trainer.descent.steps is None and k >= max(TIMED, self.first + 2 * SLOW):
-            trainer.descent.steps = agree(k + self.steps_left(k), trainer.world, trainer.device)
+            trainer.descent.steps = trainer.team.of_the_first(k + self.steps_left(k))
         last = k == trainer.descent.steps
         if k % options.log_every == 0 or last:
             note = self.record(k)

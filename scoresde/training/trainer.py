@@ -22,6 +22,7 @@ from scoresde.training import loss
 from scoresde.training.optimization import Descent
 
 if TYPE_CHECKING:
+    from scoresde.core.processes import Team
     from scoresde.models.base import ScoreModel
     from scoresde.training.batches import Source
     from scoresde.training.options import Options
@@ -38,11 +39,11 @@ FIT_SAMPLES = 2048  # losses that fitted times are fitted to
 class Trainer:
     """A model, its optimizer and its average, between two steps: what a checkpoint holds."""
 
-    def __init__(self, model: ScoreModel, source: Source, options: Options, device: torch.device, rank: int, world: int) -> None:
+    def __init__(self, model: ScoreModel, source: Source, options: Options, team: Team) -> None:
         from torch.optim.swa_utils import AveragedModel
 
         self.model, self.source, self.options = model, source, options
-        self.device, self.rank, self.world = device, rank, world
+        self.team, self.device = team, team.device
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigError(f"this {type(model).__name__} has no parameters to train")
@@ -53,15 +54,15 @@ class Trainer:
             options.learning_rates(),
             self._diverged,
             clip=options.clip,
-            every=1 if device.type == "cpu" else LOOK,
+            every=1 if team.device.type == "cpu" else LOOK,
             average=lambda: self.average.update_parameters(model),
         )
         self.seed, self.batch_size = options.seed, options.batch_size
-        self.ids = np.array_split(np.arange(self.batch_size), world)[rank]
+        self.ids = np.array_split(np.arange(self.batch_size), team.world)[team.rank]
         self.weighting, self.times = loss.resolve_weighting(options.weighting), loss.resolve_times(options.times)
         self.scale = loss.total_weight(self.weighting, model.sde)
         self.judge: nn.Module = _Judge(model)
-        if world > 1:
+        if team.world > 1:
             self.judge = nn.parallel.DistributedDataParallel(self.judge)
         self._block = -1
         self._last: list[tuple[Tensor, Tensor]] = []
@@ -87,16 +88,16 @@ class Trainer:
         self._last.clear()
         total = torch.zeros((), device=self.device)
         passes = np.array_split(self.ids, self.options.accumulate)
-        with seeded(dropout_seed(self.seed, k, self.rank), self.device):
+        with seeded(dropout_seed(self.seed, k, self.team.rank), self.device):
             for i, ids in enumerate(passes):
                 x0, t, eps, weight, cond = self.batch(k, ids)
-                last = self.world == 1 or i + 1 == len(passes)
+                last = self.team.world == 1 or i + 1 == len(passes)
                 quiet: Any = nullcontext() if last else self.judge.no_sync()  # type: ignore[operator]
                 with quiet:
                     with self._autocast():
                         per_sample = self.judge(x0, t, eps, weight, cond)
                     part = per_sample.sum() / self.batch_size
-                    (part * self.world).backward()  # processes average their gradients
+                    (part * self.team.world).backward()  # processes average their gradients
                 total += part.detach()
                 self._last.append((t, per_sample.detach()))
         return total
@@ -117,7 +118,7 @@ class Trainer:
         """The mean true loss since the last call, over all processes, and the last norm of the gradient. Raises TrainingDiverged."""
         total, count = self.descent.take()
         mean = total.double() * (self.scale / max(count, 1))
-        if self.world > 1:
+        if self.team.world > 1:
             torch.distributed.all_reduce(mean)
         return float(mean), float(self.descent.norm)
 
@@ -146,14 +147,14 @@ class Trainer:
         t, density = loss.importance(model.sde, u)
         weight, values = (self.weighting(model.sde, t) / density / self.scale).to(self.device), []
         index = source.order(np.arange(n), self.seed)
-        key = dropout_seed(self.seed, (1 << 40) + k, self.rank)  # for Datasets whose items are random
+        key = dropout_seed(self.seed, (1 << 40) + k, self.team.rank)  # for Datasets whose items are random
         with inference(model), self._autocast(), seeded(key, self.device):
             for ids in np.split(np.arange(n), range(len(self.ids), n, len(self.ids))):
                 x0, cond = source.batch(index[ids], ids, self.seed, TRAINING_DRAW - 1, model, self.device)
                 eps = Noise(self.seed, ids, model.event_shape, x0.dtype, self.device).normal(FIT_TIMES + 1, k)
                 values.append(loss.denoising_loss(model, x0, t[ids].to(self.device), eps, weight[ids], **cond).double())
         value = torch.cat(values)
-        if self.world > 1:  # the same numbers to the bit in all processes
+        if self.team.world > 1:  # the same numbers to the bit in all processes
             torch.distributed.broadcast(value, 0)
         self.times = loss.FittedTimes.of((32 * u).long(), value.cpu(), 32)
         self._block = -1

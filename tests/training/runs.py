@@ -12,6 +12,7 @@ import torch
 import scoresde as sd
 from scoresde import data, nets
 from scoresde.checkpoints import format
+from scoresde.core.processes import Team
 from scoresde.training.batches import Source
 from scoresde.training.options import Options
 from scoresde.training.trainer import Trainer
@@ -85,4 +86,4 @@ def options(**given):
 def trainer_for(model, samples=MOONS, **given):
     """A trainer of short steps that ``fit`` would make: ten of eight samples."""
     short = {"steps": 10, "batch_size": 8, "lr": 1e-2, "warmup": 2, "ema": 0.5}
-    return Trainer(model, Source.make(samples, model, None), options(**short | given), torch.device("cpu"), 0, 1)
+    return Trainer(model, Source.make(samples, model, None), options(**short | given), Team())

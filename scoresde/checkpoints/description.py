@@ -112,7 +112,8 @@ def build_model(
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn, to be overwritten
             with torch.device("meta"):  # shapes first: a few bytes of JSON must not make us allocate terabytes
                 outline = _make(cls, args, "net", path).to(getattr(torch, dtype)).state_dict()
-            check_weights(weights, {f"net.{key}": tensor for key, tensor in outline.items()}, path)
+            of_net = {key: tensor for key, tensor in weights.items() if key.startswith("net.")}  # an SDE may have some, too
+            check_weights(of_net, {f"net.{key}": tensor for key, tensor in outline.items()}, path)
             net = _make(cls, args, "net", path).to(getattr(torch, dtype))
     transform = None if saved["transform"] is None else _make(Transform, saved["transform"], "transform", path)
     return NetworkModel(net, sde, tuple(saved["event_shape"]), parameterization, transform)  # type: ignore[arg-type]

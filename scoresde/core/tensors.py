@@ -25,6 +25,11 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
     return t.view(-1, *[1] * (x.ndim - 1))
 
 
+def transformed(x: Tensor) -> bool:
+    """Whether x is inside a transform of torch.func (grad, jvp, vmap, ...), where its numbers cannot be looked at."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def per_sample_norm(x: Tensor) -> Tensor:
     """Euclidean norm of each sample: (B, *event) -> (B,)."""
     return torch.linalg.vector_norm(x.flatten(1), dim=1)

@@ -91,10 +91,9 @@ class ScoreModel(nn.Module, Answers):
             check_floating(x)
         if x.shape[1:] != self.event_shape or x.ndim < 2:
             check_shape(x, self.event_shape)
-        if not isinstance(t, Level):
-            t = self.sde._check_time(t)
-            t = self.sde.levels([float(t)])[0] if t.ndim == 0 else t
+        t = t if isinstance(t, Level) else self.sde._check_time(t)
         level = self.sde.level(t, x)
+        t = level if isinstance(level, Level) else t
         try:
             x0, eps = counted(self._calls, self._own, x, t, **cond)
         except (RuntimeError, TypeError):

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from scoresde.core.tensors import expand
+from scoresde.core.tensors import expand, transformed
 from scoresde.errors import ConfigError, NonFiniteError, TimeRangeError
 from scoresde.sdes.completion import DERIVED, alpha_by_quadrature, function_of_time, time_derivative
 from scoresde.sdes.levels import BatchLevel, Level
@@ -105,7 +105,7 @@ class SDE(ABC):
 
     def levels(self, times: Tensor | Iterable[float]) -> list[Level]:
         """The noise levels of some times, in one float64 computation: what a solver plans with."""
-        t = torch.as_tensor(times, dtype=torch.float64, device="cpu").flatten()
+        t = torch.as_tensor(times, dtype=torch.float64, device=device_of(self)).flatten()
         columns = (t, self.alpha(t), self.sigma(t), *self._derivatives(t))
         return [Level(*row) for row in torch.stack([c.expand_as(t) for c in columns], 1).tolist()]
 
@@ -117,9 +117,16 @@ class SDE(ABC):
         if isinstance(t, Level):
             return t
         t = self._check_time(t)
-        if t.ndim == 0:
+        if t.ndim == 0 and not self._differentiated(t):
             return self.levels([float(t)])[0]
-        return BatchLevel(self, expand(t.to(x.device), x).double())
+        t = t.to(x.device)
+        return BatchLevel(self, expand(t.expand(x.shape[0]) if t.ndim == 0 else t, x).double())
+
+    def _differentiated(self, t: Tensor) -> bool:
+        """Whether there are derivatives in t, or in parameters of this SDE, which floats would lose."""
+        if transformed(t):
+            return True
+        return torch.is_grad_enabled() and (t.requires_grad or self.alpha(t).requires_grad or self.sigma(t).requires_grad)
 
     def _derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha'(t) and sigma'(t)."""
@@ -135,7 +142,7 @@ class SDE(ABC):
                 t = torch.tensor(float(t), dtype=torch.float64)
             except (TypeError, ValueError):
                 raise ConfigError(f"t = {t!r}, expected a number, or a tensor of shape () or (B,)") from None
-        if t.device.type == "cpu" and t.numel():
+        if t.device.type == "cpu" and t.numel() and not transformed(t):
             low, high = (float(v) for v in torch.aminmax(t.detach()))
             if math.isnan(low) or math.isnan(high):
                 raise NonFiniteError("t holds NaN: expected times in [t_min, t_max]")
@@ -146,6 +153,12 @@ class SDE(ABC):
                     f"t = {t_bad:.6g} is outside [t_min, t_max] = [{self.t_min:.6g}, {self.t_max:.6g}] of {self}"
                 )
         return t
+
+
+def device_of(sde: Any) -> torch.device:
+    """The device of an SDE's parameters; the CPU if it has none, as all of ours."""
+    first = next(sde.parameters(), None) if isinstance(sde, torch.nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
 
 
 def check_range(sde: SDE) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.quadrature import graded_edges, legendre
+from scoresde.core.tensors import transformed
 from scoresde.sdes.levels import FunctionsOfTime
 
 
@@ -19,7 +20,7 @@ def function_of_time(function: Callable[..., Any]) -> Callable[..., Tensor]:
 
     @functools.wraps(function)
     def of_time(self: FunctionsOfTime, t: Tensor | float) -> Tensor:
-        t = t if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64)
+        t = t if isinstance(t, Tensor) else torch.tensor(float(t), dtype=torch.float64, device="cpu")
         if not t.is_floating_point():
             t = t.double()
         value = function(self, t)
@@ -30,20 +31,22 @@ def function_of_time(function: Callable[..., Any]) -> Callable[..., Tensor]:
 
 
 def time_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """d function/dt, for a function that is elementwise.
+    """d function/dt, for a function that is elementwise: differentiable itself, in t and in what else the function depends on.
 
     By reverse mode: the first use of forward mode in a process imports seconds' worth of modules. It is kept for where reverse
     mode does not work, that is under inference_mode and inside the transforms of torch.func.
     """
-    if not torch.is_inference_mode_enabled():
+    if not torch.is_inference_mode_enabled() and not transformed(t):
+        graph = torch.is_grad_enabled() and (t.requires_grad or function(t).requires_grad)
         try:
             with torch.enable_grad():
-                s = t.detach().clone().requires_grad_()
+                s = t if graph and t.requires_grad else t.detach().clone().requires_grad_()
                 value = function(s)
-                (slope,) = torch.autograd.grad(value.sum(), s, allow_unused=True) if value.requires_grad else (None,)
-            return torch.zeros_like(t) if slope is None else slope
-        except RuntimeError:
+                found = torch.autograd.grad(value.sum(), s, create_graph=graph, allow_unused=True) if value.requires_grad else (None,)
+            return torch.zeros_like(t) if found[0] is None else found[0]
+        except RuntimeError:  # t is outside of a transform, but parameters of the SDE are inside
             pass
+    t = t.clone()  # which may have been expanded
     return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
 
 
@@ -100,7 +103,7 @@ def _make_panels(sde: FunctionsOfTime) -> tuple[Tensor, Tensor, Tensor]:
     with torch.inference_mode(False):  # its tensors could not be kept for other modes
         edges = graded_edges() * float(sde.t_max)
         gains, added = _over_panel(sde, edges[:-1], edges.diff())
-        variance = [torch.tensor(float(sde.sigma_0) ** 2, dtype=torch.float64)]
+        variance = [torch.as_tensor(sde.sigma_0, dtype=torch.float64).cpu() ** 2]  # it may be a parameter
         for gain, new in zip(gains, added, strict=True):
             variance.append(variance[-1] * (2 * gain).exp() + new)
         return edges, torch.cat([edges[:1], gains.cumsum(0)]), torch.stack(variance)
@@ -117,16 +120,21 @@ def _log_snr(self: FunctionsOfTime, t: Tensor) -> Tensor:
 def _time_of_log_snr(self: FunctionsOfTime, log_snr: Tensor) -> Tensor:
     """The t in [t_min, t_max] with this log-SNR: bisection, then Newton with d log-SNR/dt = -g^2/sigma^2."""
     target = log_snr.double()
-    low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)
-    for _ in range(24):
-        middle = (low * high).sqrt()  # log-SNR is closer to linear in log t than in t
-        before = self.log_snr(middle) > target
-        low, high = torch.where(before, middle, low), torch.where(before, high, middle)
-    t = (low * high).sqrt()
-    for _ in range(4):
-        slope = -(self.diffusion(t) / self.sigma(t)).square()
-        t = torch.minimum(torch.maximum(t - (self.log_snr(t) - target) / slope, low), high)
-    return t.to(log_snr.dtype)
+
+    def newton(t: Tensor) -> Tensor:
+        return t + (self.log_snr(t) - target) * (self.sigma(t) / self.diffusion(t)).square()
+
+    with torch.no_grad():
+        low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)
+        for _ in range(24):
+            middle = (low * high).sqrt()  # log-SNR is closer to linear in log t than in t
+            before = self.log_snr(middle) > target
+            low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+        t = (low * high).sqrt()
+        for _ in range(3):
+            t = torch.minimum(torch.maximum(newton(t), low), high)
+    # a last step with a graph has the derivatives of the implicit function; it may leave the range by rounding
+    return newton(t).clamp(self.t_min, self.t_max).to(log_snr.dtype)
 
 
 DERIVED: dict[str, Callable[..., Tensor]] = {

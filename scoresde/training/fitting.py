@@ -76,6 +76,9 @@ def fit(
     The loss is the integral over t of w(t) |eps - eps_hat|^2 / D (see ``scoresde.loss``); what is optimized is the same divided
     by the integral of w, so that ``lr`` and ``clip`` mean the same for every SDE and weighting.
 
+    An SDE that is an nn.Module with parameters is learned along with the network, by the gradient of the true loss at the times that
+    were drawn. The loss has no terms for the prior and for the last step: let your schedule keep log-SNR at both ends.
+
     Runs on an accelerator if there is one, and under ``torchrun`` on many, with the same result as on one up to rounding.
 
     Args:

@@ -22,7 +22,7 @@ from scoresde.core.checks import check_positive, did_you_mean
 from scoresde.core.tensors import expand, like
 from scoresde.errors import ConfigError, NonFiniteError
 from scoresde.models.parameterization import SIGMA_DATA
-from scoresde.sdes.base import SDE
+from scoresde.sdes.base import SDE, device_of
 
 if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
@@ -160,7 +160,7 @@ def stratify(u: Tensor, ids: Tensor | None = None, n: int | None = None) -> Tens
         ids: which part each of them is for, (B,); 0..B-1 by default.
         n: number of parts; B by default.
     """
-    ids = torch.arange(len(u)) if ids is None else ids
+    ids = torch.arange(len(u), device=u.device) if ids is None else ids
     return (ids.to(u.device) + u.double()) / (len(u) if n is None else n)
 
 
@@ -209,8 +209,9 @@ def total_weight(weighting: Weighting, sde: SDE, n: int = 4096) -> float:
     Raises:
         ConfigError: the integral is not positive and finite.
     """
-    t, density = importance(sde, (torch.arange(n, dtype=torch.float64) + 0.5) / n)
-    return check_positive(float((weighting(sde, t) / density).mean()), "the integral of weighting(sde, t) over t")
+    with torch.no_grad():
+        t, density = importance(sde, (torch.arange(n, dtype=torch.float64, device=device_of(sde)) + 0.5) / n)
+        return check_positive(float((weighting(sde, t) / density).mean()), "the integral of weighting(sde, t) over t")
 
 
 def _resolve(value: Any, known: dict[str, Any], name: str, signature: str) -> Any:
@@ -223,7 +224,7 @@ def _resolve(value: Any, known: dict[str, Any], name: str, signature: str) -> An
 
 
 def _log_snr_range(sde: SDE) -> tuple[float, float]:
-    high, low = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
+    high, low = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device=device_of(sde))).tolist()
     return high, low
 
 

@@ -18,12 +18,14 @@ from scoresde.core.noise import Noise, permutation, seeded
 from scoresde.core.streams import FIT_TIMES, TRAIN_DROPOUT, TRAIN_EPS, TRAIN_TIMES, TRAINING_DRAW, VALIDATION
 from scoresde.errors import CheckpointMismatch, ConfigError, TrainingDiverged
 from scoresde.models.base import inference
+from scoresde.sdes.base import device_of
 from scoresde.training import loss
 from scoresde.training.optimization import Descent
 
 if TYPE_CHECKING:
     from scoresde.core.processes import Team
     from scoresde.models.base import ScoreModel
+    from scoresde.sdes.base import SDE
     from scoresde.training.batches import Source
     from scoresde.training.options import Options
 
@@ -61,6 +63,7 @@ class Trainer:
         self.ids = np.array_split(np.arange(self.batch_size), team.world)[team.rank]
         self.weighting, self.times = loss.resolve_weighting(options.weighting), loss.resolve_times(options.times)
         self.scale = loss.total_weight(self.weighting, model.sde)
+        self.learns_sde = isinstance(model.sde, nn.Module) and any(p.requires_grad for p in model.sde.parameters())
         self.judge: nn.Module = _Judge(model)
         if team.world > 1:
             self.judge = nn.parallel.DistributedDataParallel(self.judge)
@@ -128,7 +131,7 @@ class Trainer:
         source, model, n = self.source, self.averaged, VALIDATION_SAMPLES
         test = 1 if source.test is None else len(source.test)
         u = Noise(self.seed, np.arange(n), (1,), torch.float64).uniform(VALIDATION + 1)[:, 0]
-        t, weight = self._times(loss.stratify(u, torch.from_numpy(permutation(n, self.seed, VALIDATION))))
+        t, weight = self._times(loss.stratify(u, torch.from_numpy(permutation(n, self.seed, VALIDATION))), model.sde)
         total = 0.0
         with inference(model), self._autocast():
             for ids in np.split(np.arange(n), range(len(self.ids), n, len(self.ids))):
@@ -144,8 +147,10 @@ class Trainer:
         """Fits the density of times to the losses of the averaged weights on training samples, at fixed places of the sequence."""
         source, model, n, k = self.source, self.averaged, FIT_SAMPLES, self.step
         u = loss.stratify(Noise(self.seed, np.arange(n), (1,), torch.float64).uniform(FIT_TIMES, k)[:, 0])
-        t, density = loss.importance(model.sde, u)
-        weight, values = (self.weighting(model.sde, t) / density / self.scale).to(self.device), []
+        with torch.no_grad():
+            t, density = loss.importance(model.sde, u.to(device_of(model.sde)))
+            weight = (self.weighting(model.sde, t) / density / self.scale).to(self.device)
+        values = []
         index = source.order(np.arange(n), self.seed)
         key = dropout_seed(self.seed, (1 << 40) + k, self.team.rank)  # for Datasets whose items are random
         with inference(model), self._autocast(), seeded(key, self.device):
@@ -173,19 +178,26 @@ class Trainer:
             u = Noise(self.seed, np.arange(self.batch_size), (BLOCK,), torch.float64).uniform(TRAIN_TIMES, block).T
             if self.options.stratified:
                 u = (torch.arange(self.batch_size) + u) / self.batch_size
-            t, weight = self._times(u.flatten())
+            self._u = u.contiguous()
+            t, weight = self._times(u.flatten(), self.model.sde)
             self._t, self._weight = t.view(BLOCK, -1).to(self.device), weight.view(BLOCK, -1).to(self.device)
             self._block = block
         rows = slice(int(ids[0]), int(ids[-1]) + 1)
         index = self.source.order(k * self.batch_size + ids, self.seed)
         x0, cond = self.source.batch(index, ids, self.seed, TRAINING_DRAW + k, self.model, self.device, augment=self.options.augment)
         eps = Noise(self.seed, ids, self.model.event_shape, x0.dtype, self.device).normal(TRAIN_EPS, k)
+        if self.learns_sde:
+            t, weight = self._times(self._u[k % BLOCK], self.model.sde, learned=True)
+            return x0, t[rows].to(self.device), eps, weight[rows].to(self.device), cond
         return x0, self._t[k % BLOCK, rows], eps, self._weight[k % BLOCK, rows], cond
 
-    def _times(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Times, and w/density divided by the integral of w."""
-        t, density = self.times(self.model.sde, u)
-        return t, self.weighting(self.model.sde, t) / density / self.scale
+    def _times(self, u: Tensor, sde: SDE, learned: bool = False) -> tuple[Tensor, Tensor]:
+        """Times, and w/density divided by the integral of w. Of an SDE that is learned the times of a step are numbers like any
+        others, and the weight has derivatives: the gradient is that of the true loss."""
+        with torch.no_grad():
+            t, density = self.times(sde, u.to(device_of(sde)))
+        with torch.set_grad_enabled(learned):
+            return t, self.weighting(sde, t) / density / self.scale
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16)
@@ -198,7 +210,7 @@ class Trainer:
         state = {f"{key}.{name}": value for name, p in self.parameters.items() for key, value in moments[p].items()}
         tensors = {"model": self.model.state_dict(), "ema": self.averaged.state_dict(), "optimizer": state}
         shares = self.times.shares if isinstance(self.times, loss.FittedTimes) else ()
-        training = self.description() | {"shares": list(shares)}
+        training = self.description() | {"shares": list(shares), "scale": self.scale}
         config = {"model": description.describe(self.model), "training": training}
         format.write(root, *description.with_reference(self.model, tensors, config), self.step)
 
@@ -211,6 +223,7 @@ class Trainer:
         if self.options.schedule == "constant":  # no step depends on how many there will be
             saved["options"]["steps"], saved["steps"] = self.options.steps, self.descent.steps or saved["steps"]
         shares = saved.pop("shares", ())
+        self.scale = saved.pop("scale", self.scale)  # of the SDE as it was at the start, where it is learned
         if shares and self.options.times == "fitted":
             self.times = loss.FittedTimes(tuple(shares))
         description.check_same({**saved, **ignored}, {**self.description(), **ignored}, path)

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 def with_reference(
     model: ScoreModel, tensors: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any]
 ) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
-    """What ``write`` takes, and the model's Gaussian reference with it, if it has one of its own."""
-    r = model.reference
+    """What ``write`` takes, with what a model is known by beside its weights: the conditions that it cannot do without, and its Gaussian
+    reference, if it has one of its own."""
+    r, config = model.reference, {**config, "required": list(model.conditions.required)}
     if r is None or r.exact:
-        return dict(tensors), dict(config)
+        return dict(tensors), config
     how = {"kind": r.kind, "width": r.width} | ({} if r.detail is None else {"detail": r.detail})
     return {**tensors, "reference": r.tensors()}, {**config, "reference": how}
 

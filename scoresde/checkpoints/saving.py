@@ -86,6 +86,9 @@ def load(
     model.load_state_dict(weights)
     if reference is not None:
         model.reference = reference
+    if "required" in found.config:
+        model.conditions = model.conditions._replace(required=tuple(found.config["required"]))
+    model.weights = "raw" if not ema and "training" in found.config else model.weights
     model.recipes = {**model.recipes, **_recipes(root_of(Path(path)), model)}
     return model.eval()
 

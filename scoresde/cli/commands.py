@@ -153,7 +153,7 @@ def run_nll(a: Any) -> None:
     if a.device == "auto" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         a.device = f"cuda:{os.environ['LOCAL_RANK']}"  # under torchrun, of which each process takes its share of the samples
     model = _load(a, data)
-    model.weights = "raw" if a.raw else "averaged"  # type: ignore[assignment]
+
     if model.reference is None:  # of a run from before there were references: any is right, this one is fast
         model.reference = GaussianReference.fit(data)
     x, labels = (data.test, data.test_labels) if a.split == "test" else (data.train, data.labels)

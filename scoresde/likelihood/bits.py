@@ -90,7 +90,7 @@ def bits_per_dim(
         Otherwise as ``log_prob``.
     """
     check_model(model)
-    check_conditions(model.conditions, cond, bits_per_dim)
+    cond = check_conditions(model.conditions, cond, bits_per_dim, dtype=model.dtype)
     if dequantization == "importance":
         dequantization, importance_weighted = "uniform", True
     dequantizer = resolve(dequantization, model, transform)

@@ -87,7 +87,7 @@ def elbo(
         DTypeError, ShapeError, NonFiniteError, DeviceError, ScaleError: wrong data.
     """
     check_model(model)
-    check_conditions(model.conditions, cond, elbo)
+    cond = check_conditions(model.conditions, cond, elbo, dtype=model.dtype)
     sde = model.sde
     if transform is None and isinstance(data, Tensor) and not data.is_floating_point():
         raise ConfigError("integer levels need their transform, scoresde.Transform(levels=256) for 8-bit images; floats have none")

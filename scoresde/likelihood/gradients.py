@@ -71,7 +71,7 @@ def differentiable_log_prob(
     True
     """
     check_model(model)
-    check_conditions(model.conditions, cond, differentiable_log_prob)
+    cond = check_conditions(model.conditions, cond, differentiable_log_prob, dtype=model.dtype)
     check_data(x, model.event_shape)
     check_same_kind(model, x)
     noise = Noise(check_seed(seed), check_ids(ids, len(x)), model.event_shape, x.dtype, x.device)
@@ -141,7 +141,7 @@ def log_prob_gradient(
         As ``differentiable_log_prob``.
     """
     check_model(model)
-    check_conditions(model.conditions, cond, log_prob_gradient)
+    cond = check_conditions(model.conditions, cond, log_prob_gradient, dtype=model.dtype)
     check_data(x, model.event_shape)
     check_same_kind(model, x)
     log_p = Density.make(model, steps, solver, divergence, probes, prior)

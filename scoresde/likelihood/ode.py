@@ -100,7 +100,7 @@ def log_prob(
             log p is NaN for these, and a warning names them.
     """
     check_model(model)
-    check_conditions(model.conditions, cond, log_prob)
+    cond = check_conditions(model.conditions, cond, log_prob, dtype=model.dtype)
     given: dict[str, Any] = {"solver": solver, "steps": steps, "divergence": divergence, "probes": probes, "prior": prior}
     how = method(model, x, seed=seed, batch_size=batch_size, check=check, check_steps=check_steps, **given)
     if check_scale:

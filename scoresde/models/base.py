@@ -14,7 +14,7 @@ from scoresde.core.checks import check_floating, check_shape
 from scoresde.core.tensors import affine
 from scoresde.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from scoresde.models.answers import Answers
-from scoresde.models.conditions import Conditions, check_conditions
+from scoresde.models.conditions import Conditions, as_tensors, check_conditions, slice_cond
 from scoresde.models.counting import counted
 from scoresde.models.plain import eagerly
 from scoresde.sdes.base import SDE, check_ends, check_range
@@ -81,7 +81,7 @@ class ScoreModel(nn.Module, Answers):
         if not (cls._gives_noise or hasattr(cls, "_own_denoise")):
             raise ConfigError(f"{cls.__name__} defines neither denoise(x, t, **cond) nor predict(x, t, **cond)")
 
-    def _own(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor | None]:
+    def _own(self, x: Tensor, t: Tensor | float, /, **cond: Any) -> tuple[Tensor, Tensor | None]:
         """(x0, eps) of the subclass's predict, or (x0, None) of its denoise."""
         return self._own_predict(x, t, **cond) if self._gives_noise else (self._own_denoise(x, t, **cond), None)
 
@@ -95,6 +95,8 @@ class ScoreModel(nn.Module, Answers):
             check_floating(x)
         if x.shape[1:] != self.event_shape or x.ndim < 2:
             check_shape(x, self.event_shape)
+        if cond and not all(isinstance(value, Tensor) and value.ndim and len(value) == len(x) for value in cond.values()):
+            cond = slice_cond(as_tensors(cond, self.dtype), lambda rows: rows.to(x.device), len(x))
         t = t if isinstance(t, Level) else self.sde._check_time(t)
         level = self.sde.level(t, x)
         t = level if isinstance(level, Level) else t
@@ -124,7 +126,7 @@ class ScoreModel(nn.Module, Answers):
 
     def _explain(self, x: Tensor, cond: dict[str, Any]) -> None:
         """Turns a network's failure on a foreign dtype, device or condition into the error that names them."""
-        check_conditions(self.conditions, cond)
+        check_conditions(self.conditions._replace(required=()), cond, dtype=x.dtype)
         check_same_kind(self, x)
 
     @property

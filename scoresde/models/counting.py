@@ -36,7 +36,7 @@ class Counted(Protocol):
     _calls: list[Calls]
 
 
-def counted(listening: list[Calls], evaluate: Callable[..., Any], x: Tensor, *arguments: Any, **cond: Any) -> Any:
+def counted(listening: list[Calls], evaluate: Callable[..., Any], x: Tensor, /, *arguments: Any, **cond: Any) -> Any:
     """``evaluate(x, ...)``, counted by those who listen; x0 = 0 in its place if one of them only wants to know what would be asked."""
     if not listening:
         return evaluate(x, *arguments, **cond)

@@ -13,7 +13,7 @@ from scoresde.core.tensors import affine, like
 from scoresde.errors import ConfigError
 from scoresde.models import parameterization
 from scoresde.models.base import ScoreModel
-from scoresde.models.conditions import Conditions
+from scoresde.models.conditions import Conditions, speaker
 from scoresde.models.plain import plain
 from scoresde.sdes.levels import Level
 
@@ -50,7 +50,7 @@ class NetworkModel(ScoreModel):
         self.net = net
         self.parameterization = _resolve(parameterization)
         self.transform = transform
-        self.conditions = Conditions.of(plain(net).forward, 2)
+        self.conditions = _conditions(net)
 
     def predict(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor]:
         level = self.sde.level(t, x)
@@ -77,8 +77,20 @@ class NetworkModel(ScoreModel):
 def made_with(model: ScoreModel) -> Mapping[str, Any] | None:
     """The arguments that the network of a model was made with, if it keeps them in ``config``, as our own do; else None."""
     net = dict(model.named_children()).get("net")
-    config = None if net is None else getattr(plain(net), "config", None)
+    return None if net is None else _config(net)
+
+
+def _config(net: nn.Module) -> Mapping[str, Any] | None:
+    config = getattr(speaker(net), "config", None)
     return config if isinstance(config, Mapping) else None
+
+
+def _conditions(net: nn.Module) -> Conditions:
+    """What a network takes, as its signature says; one of ours that has classes and no label dropout cannot do without a label."""
+    found, made = Conditions.of(speaker(net).forward, 2), _config(net) or {}
+    if "label" in found.names and made.get("classes") and not made.get("label_dropout"):
+        return found._replace(required=("label",))
+    return found
 
 
 def _resolve(given: str | Parameterization) -> Parameterization:

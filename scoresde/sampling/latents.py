@@ -58,7 +58,7 @@ def encode(
         SolverError: a failed solve.
     """
     check_model(model)
-    check_conditions(model.conditions, cond, encode)
+    cond = check_conditions(model.conditions, cond, encode, dtype=model.dtype)
     check_data(x, model.event_shape)
     check_same_kind(model, x)
     solver = _solver(model, solver)
@@ -98,7 +98,7 @@ def decode(
     It ends at the SDE's t_min, where ``encode`` starts, and not at t_end as ``sample`` does.
     """
     check_model(model)
-    check_conditions(model.conditions, cond, decode)
+    cond = check_conditions(model.conditions, cond, decode, dtype=model.dtype)
     solver = _solver(model, solver)
     steps = flow.STEPS if steps is None and isinstance(solver, ReferenceSolver) else steps
     return sample(

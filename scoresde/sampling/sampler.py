@@ -120,7 +120,7 @@ def sample(
         SolverError: non-finite states, with step range, time range and sample ids.
     """
     check_model(model)
-    check_conditions(model.conditions, cond, sample)
+    cond = check_conditions(model.conditions, cond, sample, dtype=model.dtype)
     if return_log_prob:
         check_kind(divergence, probes, model.reference)
         if denoise:
@@ -192,7 +192,7 @@ def trajectory(
     Arguments and errors as for ``sample``; all n samples form one batch. x0 takes one call a step beyond those of the solver.
     """
     check_model(model)
-    check_conditions(model.conditions, cond, trajectory)
+    cond = check_conditions(model.conditions, cond, trajectory, dtype=model.dtype)
     n, x_init = _check_start(model, n, x_init)
     method, steps = bind_solver(solver, model, steps, times, t_end, cond)
     plan = make_times(model.sde, method, steps, times, t_end)

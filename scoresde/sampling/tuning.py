@@ -80,7 +80,7 @@ def tune(
         SolverError: a model whose own ODE cannot be solved.
     """
     check_model(model)
-    check_conditions(model.conditions, cond, tune)
+    cond = check_conditions(model.conditions, cond, tune, dtype=model.dtype)
     check_positive_int(nfe, "nfe")
     small = math.prod(model.event_shape) <= 32
     paths = (768 if small else 128) if paths is None else check_positive_int(paths, "paths")

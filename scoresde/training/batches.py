@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -16,7 +17,8 @@ from scoresde.core.digest import sha256_of
 from scoresde.core.noise import Noise, permutation, seeded
 from scoresde.core.streams import AUGMENT, TRAIN_ORDER
 from scoresde.data.dataset import Data
-from scoresde.errors import ConfigError, DTypeError, ShapeError
+from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
+from scoresde.models.conditions import OURS, Conditions, slice_cond
 from scoresde.models.network import made_with
 from scoresde.models.reference import GaussianReference, detail_of
 
@@ -45,6 +47,7 @@ class Source:
         labels: (N,) or None.
         conditional: whether labels go to the model.
         test, test_labels: for validation, or None.
+        given: the names of the conditions that the model is given.
     """
 
     samples: Any
@@ -54,13 +57,17 @@ class Source:
     conditional: bool = False
     test: Tensor | None = None
     test_labels: Tensor | None = None
+    given: tuple[str, ...] = ()
 
     @classmethod
     def make(cls, data: Any, model: ScoreModel, conditional: bool | None) -> Source:
-        """Checks what ``fit`` was given. Raises ConfigError, DTypeError, ShapeError, NonFiniteError."""
+        """Checks what ``fit`` was given, and warns of conditions that are dropped or missing.
+
+        Raises:
+            ConfigError, DTypeError, ShapeError, NonFiniteError: what makes no sense.
+        """
         event, asked = model.event_shape, conditional
-        if conditional is None:  # a network that was made with classes asks for labels
-            conditional = bool((made_with(model) or {}).get("classes"))
+        conditional = takes_label(model) if conditional is None else conditional
         if isinstance(data, Data):
             check_shape(data.train, event, "data.train")
             if data.transform is None:
@@ -73,6 +80,7 @@ class Source:
                 raise ConfigError(f"data is a {type(data).__name__}, expected a Data, a float tensor or a torch Dataset")
             _check_dtype(check_data(data, event, "data"), model, "data")
             source = cls(data, event)
+            conditional = False
         else:
             try:
                 n = len(data)  # type: ignore[arg-type]
@@ -83,25 +91,53 @@ class Source:
             source = cls(data, event, conditional=conditional)
         if asked and source.labels is None and isinstance(source.samples, Tensor):
             raise ConfigError("conditional=True, but the data have no labels: give a Data with labels, or a Dataset")
-        source.check_conditions(model)
-        return source
+        given = source.check_conditions(model, dropped=asked is None)
+        if asked is None and "label" not in given and model.conditions.required == ("label",):
+            warnings.warn(
+                "the network was made with classes, and the data have no labels: it is trained without them. Give a Data with labels, "
+                "or make the network without classes",
+                stacklevel=4,
+            )
+        return replace(source, given=tuple(given))
 
-    def check_conditions(self, model: ScoreModel) -> None:
-        """Checks that the model takes the conditions that the data give. Of a Dataset the first item is looked at.
+    def check_conditions(self, model: ScoreModel, dropped: bool) -> list[str]:
+        """Checks that the model takes the conditions that the data give, and names them. Of a Dataset the first item is looked at.
+
+        Args:
+            model: the model.
+            dropped: whether to warn of a second part of its items that goes nowhere.
 
         Raises:
-            ConfigError: it does not take one; names that and the nearest that it takes.
+            ConfigError: it does not take one; names that and the nearest that it takes; one is missing that it cannot be called
+                without; one is called like an argument of every model.
         """
         given: list[str] = ["label"] if self.conditional else []
-        if not isinstance(self.samples, Tensor) and not model.conditions.others:
+        if not isinstance(self.samples, Tensor):
             with seeded(0):  # items may be random, and nothing that is drawn here may be seen later
-                given = list(self._collate([self.samples[0]])[1])
+                first = self.samples[0]
+            given = list(self._collate([first], [0], model.dtype)[1])
+            if dropped and not given and isinstance(first, (tuple, list)) and len(first) > 1:
+                warnings.warn(
+                    f"the items of this {type(self.samples).__name__} have a second part, and the network takes no label: it is trained "
+                    "without. Give a dict of conditions as second part, {'vector': y}, to a network that takes them; conditional=False "
+                    "says that this is meant",
+                    stacklevel=5,
+                )
+        takes = [other for other in model.conditions.names if (made_with(model) or {}).get(_ASKS.get(other, ""), True)]
+        conditions = f"takes {', '.join(takes)} as condition" if takes else "takes no condition"
         for name in given:
-            made = made_with(model) or {}
-            takes = [other for other in model.conditions.names if made.get(_ASKS.get(other, ""), True)]
+            if name in OURS:
+                raise ConfigError(f"the data give a condition {name!r}, as an argument of every model is called: give it another name")
             if name not in takes and not (model.conditions.others and name not in model.conditions.names):
-                conditions = f"takes {', '.join(takes)} as condition" if takes else "takes no condition"
                 raise ConfigError(f"the data give the condition {name!r}, but the model {conditions}{did_you_mean(name, takes)}")
+        for name in model.conditions.required:
+            if name not in given and (name not in _ASKS or name not in takes):
+                raise ConfigError(f"the network cannot be called without {name!r}, which the data do not give: they give {given or 'none'}")
+        return given
+
+    def told(self, takes: Conditions) -> Conditions:
+        """What a model takes after training on this: it can do without a label if it was trained without."""
+        return takes._replace(required=tuple(name for name in takes.required if name in self.given or name not in _ASKS))
 
     def order(self, positions: np.ndarray, seed: int) -> np.ndarray:
         """The samples at some positions of the endless sequence of epochs, each a permutation of all samples."""
@@ -139,9 +175,13 @@ class Source:
         rows = torch.from_numpy(index)
         cond: dict[str, Any] = {}
         if not isinstance(samples, Tensor):
-            x, cond = self._collate([samples[i] for i in index.tolist()])
-            check_data(x, self.event_shape, "data")
+            x, cond = self._collate([samples[i] for i in index.tolist()], index.tolist(), model.dtype)
+            check_shape(x, self.event_shape, "data")
             _check_dtype(x, model, "data")
+            finite = x.flatten(1).isfinite().all(1)
+            if not bool(finite.all()):
+                bad = index[int((~finite).nonzero()[0])]
+                raise NonFiniteError(f"item {bad} of the Dataset holds NaN or infinity: repair it, or leave it out")
         else:
             x = samples[rows.to(samples.device)]
             if self.conditional and labels is not None:
@@ -152,8 +192,7 @@ class Source:
             cond["augment"] = how.to(model.dtype)
         if self.transform is not None:
             x = self.transform.training(x, seed, ids, draw, model.dtype, device)
-        cond = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in cond.items()}
-        return x.to(device), cond
+        return x.to(device), slice_cond(cond, lambda v: v.to(device), len(x))
 
     def reference(self, model: ScoreModel) -> GaussianReference | None:
         """Mean and covariance of the training samples (of a large set, of evenly spaced ones), dequantized as for training.
@@ -167,17 +206,22 @@ class Source:
         x, _ = self.batch(index, index, 0, 0, model, torch.device("cpu"))
         return replace(GaussianReference.fit(x if len(x) > 1 else torch.cat([x, x]), width=2.0), detail=detail_of(self.transform))
 
-    def _collate(self, items: list[Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Items x, (x,), (x, label) or (x, dict of conditions) of a Dataset, stacked."""
-        first, *rest = items[0] if isinstance(items[0], (tuple, list)) else (items[0],)
-        if not isinstance(first, Tensor):
-            raise DTypeError(f"the Dataset gives a {type(first).__name__}, expected tensors: x, (x, label) or (x, dict)")
-        x = torch.stack([item[0] if isinstance(item, (tuple, list)) else item for item in items])
-        if not rest:
+    def _collate(self, items: list[Any], index: list[int], dtype: torch.dtype) -> tuple[Tensor, dict[str, Any]]:
+        """Items x, (x,), (x, label) or (x, dict of conditions) of a Dataset, stacked; ``index`` says which they are."""
+        parts = [tuple(item) if isinstance(item, (tuple, list)) else (item,) for item in items]
+        for i, part in zip(index, parts, strict=True):
+            if not part or not isinstance(part[0], Tensor):
+                got = type(part[0]).__name__ if part else "nothing"
+                raise DTypeError(f"item {i} of the Dataset is a {got}, expected a tensor: x, (x, label) or (x, dict of conditions)")
+            if tuple(part[0].shape) != self.event_shape:
+                raise ShapeError(f"item {i} of the Dataset has shape {tuple(part[0].shape)}, the model's samples {self.event_shape}")
+        x = torch.stack([part[0] for part in parts])
+        if len(parts[0]) == 1:
             return x, {}
-        if isinstance(rest[0], Mapping):
-            return x, {key: torch.stack([torch.as_tensor(item[1][key]) for item in items]) for key in rest[0]}
-        return x, {"label": torch.stack([torch.as_tensor(item[1]) for item in items])} if self.conditional else {}
+        if isinstance(parts[0][1], Mapping):
+            known = list(zip(index, parts, strict=True))
+            return x, {key: _stacked([_entry(part, key, i) for i, part in known], key, dtype) for key in parts[0][1]}
+        return x, {"label": _stacked([part[1] for part in parts], "label", dtype)} if self.conditional else {}
 
     def hash(self) -> str:
         """sha256 of the training samples, labels and transform; of a Dataset its class and length only."""
@@ -186,6 +230,33 @@ class Source:
             return f"{type(self.samples).__name__} of {len(self.samples)}"
         seen = [x for x in (self.samples, self.labels if self.conditional else None) if x is not None]
         return sha256_of(repr(levels), *(part for x in seen for part in (f"{x.dtype} {tuple(x.shape)};", x)))
+
+
+def takes_label(model: ScoreModel) -> bool:
+    """Whether a network takes ``label``: by its signature, or since it takes any condition; of ours if it was made with classes."""
+    takes = "label" in model.conditions.names or model.conditions.others
+    return takes and bool((made_with(model) or {}).get("classes", True))
+
+
+def _entry(part: tuple[Any, ...], key: str, i: int) -> Any:
+    if len(part) < 2 or not isinstance(part[1], Mapping) or key not in part[1]:
+        raise ConfigError(f"item {i} of the Dataset has no condition {key!r}, but the first item has: give the same ones with each")
+    return part[1][key]
+
+
+def _stacked(values: list[Any], name: str, dtype: torch.dtype) -> Any:
+    """The conditions of some items as those of a batch: tensors, arrays and numbers stacked, mappings entry by entry, texts as a list.
+    Floats that are no tensors become ``dtype``."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: _stacked([value[key] for value in values], f"{name}[{key!r}]", dtype) for key in first}
+    if isinstance(first, str):
+        return values
+    try:
+        stacked = torch.stack([torch.as_tensor(value) for value in values])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(f"condition {name!r} of a Dataset: its items cannot be stacked, {error}") from error
+    return stacked.to(dtype) if stacked.is_floating_point() and not isinstance(first, Tensor) else stacked
 
 
 def check_told(model: ScoreModel, augment: Augmentation) -> None:

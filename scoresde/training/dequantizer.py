@@ -77,7 +77,7 @@ def fit_dequantizer(
         KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after the step; a second one is immediate.
     """
     check_model(model)
-    check_conditions(model.conditions, cond, fit_dequantizer)
+    cond = check_conditions(model.conditions, cond, fit_dequantizer, dtype=model.dtype)
     levels = data.train if isinstance(data, Data) else data
     transform = transform or (data.transform if isinstance(data, Data) else None) or model.transform
     if not isinstance(transform, Transform):

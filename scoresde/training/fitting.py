@@ -104,7 +104,8 @@ def fit(
             at t_min stays within a bin (``data.transform.adapt(sde)``). None: what ``data.transform`` says, uniform by default.
         augment: ``scoresde.augment.Flip()``, ``Shift()`` or your own, for a network that is told of it (made with ``augmentations``,
             its number of labels). Bits per dimension and samples are those of the data, not of what augmentation makes of them.
-        conditional: give the labels of the data to the network as ``label``; by default if it was made with ``classes``.
+        conditional: give the labels of the data to the network as ``label``; by default if it takes them, by its signature (one of
+            ours: if it was made with ``classes``).
         seed: of everything random.
         out: folder for checkpoints and ``log.jsonl``; None writes nothing.
         resume: continue from the last checkpoint in ``out``, or start if there is none. All other arguments must be the same.
@@ -177,6 +178,7 @@ def fit(
             model.transform = data.transform
         model.reference = source.reference(model) or model.reference
         model.recipes = {}  # they were made for other weights
+        model.conditions = source.told(model.conditions)
         trainer = Trainer(model, source, options, team)
         history = History()
         if root is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import scoresde as sd
-from scoresde.errors import ConfigError, ShapeError
+from scoresde.errors import ConfigError, DTypeError, ShapeError
 from scoresde.models.conditions import Conditions, check_conditions, slice_cond
 
 
@@ -34,7 +35,8 @@ def test_conditions_reach_the_network():
         assert torch.allclose(model.eps(x, t, label=label, scale=2.0), -2 * alpha / sigma * expected)
         assert torch.allclose(model.score(x, t, label=label), alpha / sigma**2 * expected)
         model.velocity(x, t, label=label, scale=7.0)
-        assert model.net.seen[-1] == (label, 7.0)
+        assert torch.equal(model.net.seen[-1][0], label)
+        assert model.net.seen[-1][1] == 7.0
 
 
 def test_conditions_reach_the_network_from_sample_and_log_prob():
@@ -49,7 +51,7 @@ def test_conditions_reach_the_network_from_sample_and_log_prob():
     for *_, x0 in sd.trajectory(model, 5, steps=2, label=label):
         assert torch.equal(x0, label[:, None].expand(5, 2).float())
     # log_prob: three samples in batches of two, one of them alone with its own label
-    model = sd.NetworkModel(sd.nets.MLP(2, width=8, depth=1, classes=5), sd.VPSDE(), (2,))
+    model = sd.NetworkModel(sd.nets.MLP(2, width=8, depth=1, classes=5, label_dropout=0.5), sd.VPSDE(), (2,))
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
@@ -72,7 +74,7 @@ def test_slice_cond():
     cut = slice_cond(cond, lambda v: v[:2], 4)
     assert cut["label"].tolist() == [0, 1]
     assert cut["shared"] is cond["shared"]
-    assert cut["one"] is cond["one"]
+    assert torch.equal(cut["one"], torch.zeros(2, 2))
     assert cut["text"] == "a"
 
 
@@ -137,20 +139,89 @@ class Options:
 def test_how_near_is_near():
     """Two letters, of a short option fewer than half of its own; a name that the model itself gives is always its condition."""
     anything = Conditions(others=True)
-    check = lambda name, takes=anything: check_conditions(takes, {name: 1}, Options.function)
+    check = lambda name, takes=anything: check_conditions(takes, {name: 1}, Options.function, dtype=torch.float32)
     for taken in ("sxxxs", "idx_", "ydz", "ab", "long_optixxxame"):
         check(taken)
     for near in ("stepz", "stxxs", "step", "id", "idz", "long_option_nxme", "lxng_xption_name"):
         with pytest.raises(ConfigError, match="did you mean"):
             check(near)
     check("stepz", Conditions(("stepz",)))
-    check_conditions(Conditions(), {}, Options.function)
+    check_conditions(Conditions(), {}, Options.function, dtype=torch.float32)
     with pytest.raises(ConfigError, match="takes y as condition"):
         check("label", Conditions(("y",)))
 
 
 def test_conditions_of_a_signature():
-    assert Conditions.of(lambda x, t, a, *, b=1: None, 2) == Conditions(("a", "b"))
-    assert Conditions.of(lambda x, t, a, **rest: None, 2) == Conditions(("a",), True)
+    assert Conditions.of(lambda x, t, a, *, b=1: None, 2) == Conditions(("a", "b"), required=("a",))
+    assert Conditions.of(lambda x, t, a, **rest: None, 2) == Conditions(("a",), True, ("a",))
     assert Conditions.of(lambda x, t: None, 2) == Conditions()
     assert Conditions.of(print, 5).others or not Conditions.of(print, 5).names
+
+
+# ---- in whatever form they are given
+
+
+class Shows(sd.ScoreModel):
+    """Answers with a function of its conditions, (B, 2)."""
+
+    def __init__(self, answer):
+        super().__init__(sd.VPSDE(), (2,))
+        self.answer = answer
+
+    def denoise(self, x, t, **cond):
+        return self.answer(len(x), **cond).to(x.dtype)
+
+
+ROWS = torch.arange(6.0).view(3, 2)
+FORMS = {
+    "tensor": ({"c": ROWS}, lambda B, c: c),
+    "array": ({"c": ROWS.double().numpy()}, lambda B, c: c),
+    "list": ({"c": ROWS.tolist()}, lambda B, c: c),
+    "dict": ({"c": {"a": ROWS[:, 0], "b": [ROWS[:, 1].numpy(), None]}}, lambda B, c: torch.stack([c["a"], c["b"][0]], 1)),
+    "tuple": ({"c": (ROWS[:, 0], {"b": ROWS[:, 1]})}, lambda B, c: torch.stack([c[0], c[1]["b"]], 1)),
+    "texts": ({"c": ["0 1", "2 3", "4 5"]}, lambda B, c: torch.tensor([[float(v) for v in text.split()] for text in c])),
+    "label": ({"label": [0, 1, 2]}, lambda B, label: torch.stack([2 * label, 2 * label + 1], 1)),
+}
+SHARED = {
+    "number": ({"c": 0.5}, lambda B, c: torch.full((B, 2), c)),
+    "text": ({"c": "0.5"}, lambda B, c: torch.full((B, 2), float(c))),
+    "class": ({"label": 3}, lambda B, label: label[:, None].expand(B, 2) - 2.5),
+    "NumPy class": ({"label": np.int64(3)}, lambda B, label: label[:, None].expand(B, 2) - 2.5),
+    "one row": ({"c": torch.full((1, 2), 0.5)}, lambda B, c: c),
+    "scalar tensor": ({"c": torch.tensor(0.5)}, lambda B, c: c.expand(B, 2)),
+}
+
+
+@pytest.mark.parametrize("form", [*FORMS, *SHARED])
+def test_conditions_in_any_form(form):
+    """Row i goes with sample i, in batches of any size; and to the model itself."""
+    cond, answer = {**FORMS, **SHARED}[form]
+    model = Shows(answer)
+    expected = ROWS if form in FORMS else torch.full((3, 2), 0.5)
+    for size in (1, 2, 3, 5):
+        assert torch.equal(sd.sample(model, 3, steps=2, denoise=True, batch_size=size, **cond), expected)
+    *_, (_, _, _, x0) = sd.trajectory(model, 3, steps=2, **cond)
+    assert torch.equal(x0, expected)
+    assert torch.equal(model.denoise(torch.zeros(3, 2), 0.5, **cond), expected)
+
+
+@pytest.mark.parametrize(
+    ("cond", "error", "message"),
+    [
+        ({"c": torch.zeros(10, 2)}, ShapeError, r"condition 'c' has shape \(10, 2\) for 3 samples: expected \(3, ...\), a row each, or \(1, ...\)"),
+        ({"c": {"a": [torch.zeros(4)]}}, ShapeError, r"condition \"c\['a'\]\[0\]\" has shape"),
+        ({"c": ["a", "b"]}, ShapeError, "a list of 2 texts for 3 samples"),
+        ({"label": "1"}, DTypeError, "label = '1', expected a class number"),
+        ({"label": 1.5}, DTypeError, "label = 1.5"),
+        ({"label": [0.0, 1.0, 2.0]}, DTypeError, "expected a class number"),
+        ({"label": [[1], [2, 3]]}, DTypeError, "expected a class number"),
+        ({"label": True}, DTypeError, "label = True"),
+        ({"x": torch.zeros(3)}, ConfigError, "a condition is called 'x'"),
+        ({"t": torch.zeros(3)}, ConfigError, "a condition is called 't'"),
+    ],
+)
+def test_conditions_that_are_refused(cond, error, message):
+    model = Shows(lambda B, **cond: torch.zeros(B, 2))
+    with sd.count_evaluations(model) as calls, pytest.raises(error, match=message):
+        sd.sample(model, 3, steps=2, **cond)
+    assert calls.forward == 0

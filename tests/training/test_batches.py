@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -80,24 +81,24 @@ def test_datasets(kind):
     rows = Rows(kind)
     seen, _, _ = record(rows, steps=1)
     ((x, cond),) = seen
-    assert sorted(rows.used) == list(range(45))
-    assert torch.cdist(x, rows.x[rows.used]).diagonal().max() < 0.02
+    assert rows.used[0] == 0  # looked at before
+    assert sorted(rows.used[1:]) == list(range(45))
+    assert torch.cdist(x, rows.x[rows.used[1:]]).diagonal().max() < 0.02
     if kind == "dict":
-        assert cond["k"].tolist() == rows.used
+        assert cond["k"].tolist() == rows.used[1:]
         assert cond["shift"].shape == (45,)
+    elif kind == "label":
+        assert cond["label"].tolist() == [i % 3 for i in rows.used[1:]]
+        assert record(rows, steps=1, conditional=False)[0][0][1] == {}
     else:
         assert cond == {}
-    if kind == "label":
-        rows.used.clear()
-        ((_, cond),) = record(rows, steps=1, conditional=True)[0]
-        assert cond["label"].tolist() == [i % 3 for i in rows.used]
 
 
 def test_each_sample_once_an_epoch_in_an_order_of_its_own():
     """Also where an epoch ends inside a batch."""
     rows = Rows("x", 45)
     sd.fit(sd.NetworkModel(Recorder(), sd.VPSDE(), (2,)), rows, steps=9, **{**QUICK, "batch_size": 10})
-    epochs = [rows.used[:45], rows.used[45:90]]
+    epochs = [rows.used[1:46], rows.used[46:91]]
     assert [sorted(epoch) for epoch in epochs] == [list(range(45))] * 2
     assert epochs[0] != epochs[1]
     assert epochs[0] != list(range(45))
@@ -158,13 +159,136 @@ def test_senseless_datasets(item, error):
         sd.fit(make(), Constant(item), steps=1, **QUICK)
 
 
-def test_labels_are_given_to_those_who_ask():
-    assert all("label" not in cond for _, cond in record(LEVELS)[0])
-    seen = record(LEVELS, conditional=True)[0]
-    assert all(len(cond["label"]) == len(x) for x, cond in seen)
+def test_labels_are_given_to_those_who_take_them():
+    assert all("label" not in cond for _, cond in record(LEVELS, conditional=False)[0])
+    for conditional in (None, True):
+        seen = record(LEVELS, conditional=conditional)[0]
+        assert all(len(cond["label"]) == len(x) for x, cond in seen)
 
 
-# ---- conditions that the network does not take
+class Passes(torch.nn.Module):
+    """A wrapper that says nothing of what it passes on."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.inner = net
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+class Own(torch.nn.Module):
+    """A network of one's own that takes a label."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, x, c_noise, label=None):
+        return x * self.w
+
+
+def compiled(net):
+    return torch.compile(net, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [Passes, torch.nn.DataParallel, compiled, lambda net: Passes(torch.nn.DataParallel(net))])
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [(lambda: nets.MLP(2, 8, 1, classes=3), True), (lambda: nets.MLP(2, 8, 1), False), (Own, True)],
+    ids=["classes", "no classes", "own"],
+)
+def test_labels_are_given_through_wrappers(wrap, make, given):
+    net, seen = make(), []
+    net.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs.get("label")), with_kwargs=True)
+    model = sd.NetworkModel(wrap(net), sd.VPSDE(), (2,))
+    sd.fit(model, LEVELS, steps=2, **QUICK)
+    assert seen
+    assert all((label is not None) == given for label in seen)
+    assert model.conditions.required == (("label",) if given and "classes" in str(make) else model.conditions.required)
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Items and numbers that go with them."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        return torch.full((2,), float(i)), torch.tensor([0.5 * i])
+
+
+def test_conditions_that_go_nowhere_or_are_missing_are_warned_of():
+    with pytest.warns(UserWarning, match="items of this Pairs have a second part, and the network takes no label"):
+        sd.fit(sd.NetworkModel(nets.MLP(2, 8, 1), sd.VPSDE(), (2,)), Pairs(), steps=1, **QUICK)
+    floats = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    for unlabelled in (floats, data.Data(floats, floats[:0])):
+        model = sd.NetworkModel(nets.MLP(2, 8, 1, classes=3), sd.VPSDE(), (2,))
+        assert model.conditions.required == ("label",)
+        with pytest.warns(UserWarning, match="made with classes, and the data have no labels"):
+            sd.fit(model, unlabelled, steps=1, **QUICK)
+        assert sd.sample(model, 2, steps=2).shape == (2, 2)  # what it was trained for
+    for net, samples, arguments in (
+        (nets.MLP(2, 8, 1), Pairs(), {"conditional": False}),
+        (nets.MLP(2, 8, 1), LEVELS, {}),
+        (nets.MLP(2, 8, 1, classes=3), LEVELS, {"conditional": False}),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sd.fit(sd.NetworkModel(net, sd.VPSDE(), (2,)), samples, steps=1, **{**QUICK, "batch_size": 8}, **arguments)
+
+
+def test_a_model_that_never_did_without_its_label_does_not_run_without(tmp_path):
+    def made(**arguments):
+        model = sd.NetworkModel(nets.MLP(2, 8, 1, classes=3, **arguments), sd.VPSDE(), (2,))
+        sd.fit(model, LEVELS, steps=1, **QUICK)
+        sd.save(model, tmp_path / str(arguments))
+        return model, sd.load(tmp_path / str(arguments))
+
+    x = torch.zeros(2, 2)
+    for model in made():
+        for call in (
+            lambda m: sd.sample(m, 2, steps=2),
+            lambda m: sd.sample(m, 2, steps=2, label=None),
+            lambda m: sd.trajectory(m, 2, steps=2),
+            lambda m: sd.log_prob(m, x, steps=2),
+            lambda m: sd.bits_per_dim(m, LEVELS.train[:2], LEVELS.transform),
+            lambda m: sd.elbo(m, x),
+            lambda m: sd.encode(m, x),
+            lambda m: sd.tune(m, 3),
+        ):
+            with pytest.raises(ConfigError, match=r"'label' is missing: this model was trained with that condition alone.*label_dropout"):
+                call(model)
+        assert sd.sample(model, 2, steps=2, label=1).shape == (2, 2)
+    for model in made(label_dropout=0.3):
+        assert sd.sample(model, 2, steps=2).shape == (2, 2)
+    unconditional = sd.NetworkModel(nets.MLP(2, 8, 1, classes=3), sd.VPSDE(), (2,))
+    sd.fit(unconditional, LEVELS, steps=1, conditional=False, **QUICK)
+    sd.save(unconditional, tmp_path / "unconditional")
+    assert sd.sample(sd.load(tmp_path / "unconditional"), 2, steps=2).shape == (2, 2)
+
+
+class Nested(torch.utils.data.Dataset):
+    """Conditions of all kinds."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        here = {"numpy": np.array([i, 2.0 * i]), "number": 0.5 * i, "tensor": torch.tensor(i)}
+        return torch.full((2,), float(i)), {"text": f"item {i}", "parts": here}
+
+
+def test_conditions_of_a_dataset_may_be_nested():
+    seen, _, _ = record(Nested(), batch_size=8)
+    ((x, cond),) = seen
+    rows = ((x[:, 0] - x[:, 0].min()) / (x[:, 0].max() - x[:, 0].min())).tolist()
+    parts, i = cond["parts"], cond["parts"]["tensor"]
+    assert cond["text"] == [f"item {k}" for k in i.tolist()]
+    assert parts["numpy"].dtype == parts["number"].dtype == torch.float32
+    assert torch.equal(parts["numpy"], torch.stack([i, 2 * i], 1).float())
+    assert torch.equal(parts["number"], 0.5 * i)
+    assert rows == pytest.approx(((i - i.min()) / (i.max() - i.min())).tolist(), abs=1e-2)
 
 
 class Shifted(torch.nn.Module):
@@ -176,6 +300,9 @@ class Shifted(torch.nn.Module):
 
     def forward(self, x, c_noise, shift=0.0):
         return x * self.w
+
+
+# ---- conditions that the network does not take
 
 
 class Conditions(Rows):
@@ -250,3 +377,48 @@ def test_orders_are_permutations_that_are_keyed():
     others = [noise.permutation(1000, *key) for key in ((1, 5), (0, 6), (0, 5, 1))]
     assert all((a != b).any() for b in others)
     assert (a == noise.permutation(1000, 0, 5)).all()
+
+
+class Bad(torch.utils.data.Dataset):
+    """Item 7 is not like the others."""
+
+    def __init__(self, item):
+        self.item = item
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        return self.item if i == 7 else (torch.zeros(2), {"shift": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        ((torch.tensor([0.0, float("nan")]), {"shift": torch.zeros(2)}), NonFiniteError, "item 7 of the Dataset holds NaN"),
+        ((torch.zeros(3), {"shift": torch.zeros(2)}), ShapeError, r"item 7 of the Dataset has shape \(3,\)"),
+        ((torch.zeros(2), {}), ConfigError, "item 7 of the Dataset has no condition 'shift'"),
+        ((torch.zeros(2), {"shift": torch.zeros(3)}), ShapeError, "condition 'shift' of a Dataset: its items cannot be stacked"),
+        ("text", DTypeError, "item 7 of the Dataset is a str"),
+    ],
+)
+def test_the_item_is_named(item, error, message):
+    with pytest.raises(error, match=message):
+        start(Shifted(), Bad(item), **{"batch_size": 20} if "batch_size" not in QUICK else {})
+
+
+def test_a_condition_called_like_an_argument_is_refused():
+    with pytest.raises(ConfigError, match="the data give a condition 'x', as an argument of every model is called"):
+        record(Conditions("x"))
+
+
+class Needs(Shifted):
+    def forward(self, x, c_noise, theta):
+        return x * self.w
+
+
+def test_a_condition_that_the_network_cannot_do_without_is_asked_for():
+    with pytest.raises(ConfigError, match="cannot be called without 'theta', which the data do not give"):
+        start(Needs(), LEVELS)
+    with pytest.raises(ConfigError, match="'theta' is missing"):
+        sd.sample(sd.NetworkModel(Needs(), sd.VPSDE(), (2,)), 2)

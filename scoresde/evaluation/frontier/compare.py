@@ -149,7 +149,7 @@ def frontier(
         CheckpointWriteError: ``out`` cannot be written.
     """
     check_model(model)
-    check_conditions(model.conditions, cond, frontier)
+    cond = check_conditions(model.conditions, cond, frontier, dtype=model.dtype)
     check_seed(seed)
     check_noise(noise)
     target = model.target if isinstance(model, ExactModel) and isinstance(model.target, Drawn) else None

@@ -96,6 +96,11 @@ def encode_line(content: Mapping[str, Any]) -> str:
     return (_sum_of(rest) + b" " + rest).decode()
 
 
+def has_sum(text: str) -> bool:
+    """Whether this line begins with its sum."""
+    return text.startswith('{"sha256": ')
+
+
 def decode_line(text: str) -> dict[str, Any] | None:
     """Of a line with its end, or of one of version 1, which has no sum; None for a damaged or an unfinished one."""
     content = text.removesuffix("\n").encode(errors="surrogatepass") + b"\n"

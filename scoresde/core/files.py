@@ -91,7 +91,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file atomically, and makes the folders above it. Raises CheckpointWriteError."""
+    """Replaces a file atomically, and makes the folders above it. Raises CheckpointWriteError; CheckpointError: no name of a file."""
+    if "\0" in str(path):
+        raise CheckpointError(f"{str(path)!r} is no name of a file: it holds a NUL")
     temporary = path.parent / f".tmp-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         os.makedirs(path.parent, exist_ok=True)
@@ -125,7 +127,7 @@ def append_text(path: Path, text: str) -> None:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, with their ends; none if it is not there. Raises CheckpointError as ``read_own``."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
     return read_own(path, None, "a file of lines").decode(errors="replace").splitlines(keepends=True)
 

@@ -50,18 +50,19 @@ class Rows:
         if not lines:
             return []
         header, *rest = (encoding.decode_line(line) for line in lines)
-        if header is None or header.get("kind") != self.kind or not isinstance(header.get("settings"), dict):
+        old = header is None or encoding.is_old(header)
+        has_sum = [old or encoding.has_sum(line) for line in lines]  # of a newer file every line has one
+        if header is None or header.get("kind") != self.kind or not isinstance(header.get("settings"), dict) or not has_sum[0]:
             raise ConfigError(f"out = {self.path} is not the file of {self.what}, or its first line is damaged: give another file")
         if header.get("format", 1) not in (1, encoding.VERSION):
             raise ConfigError(f"out = {self.path} is of format {header['format']!r}, which a later version wrote: give another file")
         if overwrite:
             return []
-        old, new = header["settings"], json.loads(json.dumps(dict(self.settings)))
-        changes = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in different(old, new))
+        before, now = header["settings"], json.loads(json.dumps(dict(self.settings)))
+        changes = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in different(before, now))
         if changes:
             raise ConfigError(f"out = {self.path} holds {self.what} of other settings: {changes}. {self.remedy}")
-        if "format" in header:  # each line has its sum
-            rest = [None if line is None or '"sha256"' not in text[:9] else line for line, text in zip(rest, lines[1:], strict=True)]
+        rest = [line if good and line and line.keys() != header.keys() else None for line, good in zip(rest, has_sum[1:], strict=True)]
         finished = lines[-1].endswith("\n")  # or cut off by a crash or a full disk, which is nothing to warn of
         self.warn(number for number, line in enumerate(rest[: len(rest) - (not finished)], 2) if line is None)
         return [line for line in rest if line is not None]

@@ -32,6 +32,48 @@ class Mutation:
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
+        "a line of rows is taken whatever its sum says",
+        "core/encoding.py",
+        "    if head + b\",\" != _sum_of(rest):\n        return None\n    del",
+        "    del",
+        ("package/test_damaged_files.py::test_damage_of_rows_is_passed_over",),
+    ),
+    Mutation(
+        "a new file without its sum is taken for an old one",
+        "core/encoding.py",
+        'return found.get("format", 1) == 1 and "sha256" not in found',
+        'return "sha256" not in found',
+        ("package/test_damaged_files.py::test_a_new_file_without_its_sum_is_refused_and_an_old_one_is_read",),
+    ),
+    Mutation(
+        "the sum of a file of features leaves out its numbers",
+        "core/encoding.py",
+        "hashlib.sha256(blank + content[size:]).hexdigest() != told",
+        "False and told",
+        ("package/test_damaged_files.py::test_features_of_the_version_before_are_read_and_their_sums_checked",),
+    ),
+    Mutation(
+        "a file is written where it will stand",
+        "core/files.py",
+        "        write_file(temporary, content)\n        os.replace(temporary, path)",
+        "        discard(path)\n        write_file(path, content)",
+        ("package/test_damaged_files.py::test_a_crash_at_any_system_call_leaves_the_old_or_the_new",),
+    ),
+    Mutation(
+        "a folder is synced on Windows",
+        "core/files.py",
+        'if os.name == "nt":',
+        'if os.name == "none":',
+        ("core/test_files.py",),
+    ),
+    Mutation(
+        "a recipe that does not say for which weights it was made is used",
+        "checkpoints/saving.py",
+        'if "weights" not in recipe.model:',
+        "if False:",
+        ("solvers/test_recipe.py::test_it_is_kept_beside_the_checkpoint",),
+    ),
+    Mutation(
         "the sign of the score",
         "models/answers.py",
         "return (like(-1 / level.sigma, eps) * eps)",

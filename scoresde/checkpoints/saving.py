@@ -20,7 +20,7 @@ from scoresde.checkpoints.description import build_model, check_same, describe, 
 from scoresde.checkpoints.format import read, root_of, write
 from scoresde.core import files as files_module
 from scoresde.core.encoding import check_weights
-from scoresde.errors import CheckpointError
+from scoresde.errors import ScoreSDEError
 from scoresde.solvers.recipe import Recipe, fingerprint
 
 if TYPE_CHECKING:
@@ -101,8 +101,12 @@ def _recipes(root: Path, model: ScoreModel) -> dict[int, Recipe]:
     for file in files:
         try:
             recipe = Recipe.load(file)
-        except CheckpointError as error:
+        except ScoreSDEError as error:
             warnings.warn(f"{error}; it is passed over, tune makes a new one", stacklevel=3)
+            continue
+        if "weights" not in recipe.model:
+            told = "does not say for which weights it was made, so that it fits none: it is passed over"
+            warnings.warn(f"{file}: {told}; tune makes a new one, and Recipe.load gives this one for use by hand", stacklevel=3)
             continue
         if not recipe.mismatch(model, weights):
             found[recipe.nfe] = recipe

@@ -20,7 +20,7 @@ from scoresde.cli import classes as classes_module
 from scoresde.cli import demo
 from scoresde.cli.options import MINUTES, MOST_SAMPLES
 from scoresde.cli.shell import one_line
-from scoresde.core import checks
+from scoresde.core import checks, files
 from scoresde.core.checks import check_positive_int
 from scoresde.core.encoding import without_nan
 from scoresde.core.noise import seeded
@@ -201,8 +201,7 @@ def run_nll(a: Any) -> None:
     print(f"\n{line} (mean and standard error over {len(x)} samples)")
     result["budget"] = {term.name: term.value for term in report.terms}
     if a.out is not None:
-        Path(a.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(a.out).write_text(json.dumps(without_nan(result), indent=2) + "\n")
+        files.write_text(Path(a.out), json.dumps(without_nan(result), indent=2) + "\n")
         print(f"written to {a.out}")
 
 

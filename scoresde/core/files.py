@@ -15,12 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scoresde.errors import CheckpointCorrupt, CheckpointError, CheckpointUntrusted, CheckpointWriteError, LockError
+from scoresde.errors import (
+    CheckpointCorrupt,
+    CheckpointError,
+    CheckpointNotFound,
+    CheckpointUntrusted,
+    CheckpointWriteError,
+    ConfigError,
+    LockError,
+)
 
 _PICKLE_NAMES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 
-_CLOEXEC, _NOFOLLOW, _NONBLOCK, _DIRECTORY = (
-    getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY")
+# what a system does not have is 0; without O_BINARY Windows would write other bytes than it is given
+_CLOEXEC, _NOFOLLOW, _NONBLOCK, _DIRECTORY, _BINARY, _NOCTTY = (
+    getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "O_BINARY", "O_NOCTTY")
 )
 
 
@@ -49,7 +58,7 @@ def lock(root: Path) -> Iterator[None]:
     try:
         try:
             os.makedirs(root, exist_ok=True)
-            fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | _CLOEXEC | _NOFOLLOW, 0o644)
+            fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | _BINARY | _CLOEXEC | _NOFOLLOW, 0o644)
             held = _try_lock(fd, fcntl)
             if held:
                 os.ftruncate(fd, 0)
@@ -82,12 +91,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file atomically, and makes the folders above it. Raises CheckpointWriteError."""
+    """Replaces a file atomically, and makes the folders above it. Raises CheckpointWriteError; CheckpointError: no name of a file."""
+    if "\0" in str(path):
+        raise CheckpointError(f"{str(path)!r} is no name of a file: it holds a NUL")
     temporary = path.parent / f".tmp-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         os.makedirs(path.parent, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EISDIR if path.is_dir() else errno.EEXIST, f"{path} is no regular file")
         write_file(temporary, content)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         discard(temporary)
         raise write_error(path.parent, error) from error
@@ -97,7 +111,7 @@ def append_text(path: Path, text: str) -> None:
     """Adds all of a text to a file, or none of it. Raises CheckpointWriteError."""
     content = text.encode()
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NOFOLLOW | _CLOEXEC, 0o644)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _BINARY | _NONBLOCK | _NOFOLLOW | _CLOEXEC, 0o644)
         try:
             written = os.write(fd, content)
             if written < len(content):  # the disk is full
@@ -112,11 +126,10 @@ def append_text(path: Path, text: str) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, with their ends; none if it is not there."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    except FileNotFoundError:
+    """The lines of a text file, with their ends; none if it is not there. Raises CheckpointError as ``read_own``."""
+    if not os.path.lexists(path):
         return []
+    return read_own(path, None, "a file of lines").decode(errors="replace").splitlines(keepends=True)
 
 
 def write_error(root: Path, error: OSError) -> CheckpointWriteError:
@@ -130,7 +143,7 @@ def write_error(root: Path, error: OSError) -> CheckpointWriteError:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC, 0o644)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY | _NOFOLLOW | _CLOEXEC, 0o644)
     try:
         view = memoryview(content)
         while view:
@@ -142,7 +155,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 def sync_file(path: Path) -> None:
     """Has the system write a file to its disk."""
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDWR | _BINARY | _CLOEXEC)  # Windows writes out only what may be written to
     try:
         os.fsync(fd)
     finally:
@@ -150,6 +163,9 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
+    """Has the system write the names in a folder to its disk; not on Windows, where no folder can be opened."""
+    if os.name == "nt":
+        return
     fd = os.open(path, os.O_RDONLY | _DIRECTORY | _CLOEXEC)
     try:
         os.fsync(fd)
@@ -158,30 +174,55 @@ def sync_folder(path: Path) -> None:
 
 
 # ---- files
-def read_file(path: Path, limit: int, partial: bool = False) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes, or with ``partial`` the first ones of a longer file.
+def read_file(path: Path, limit: int | None, partial: bool = False) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes (None: any), or with ``partial`` the first ones of a longer file.
 
     Raises:
         CheckpointCorrupt: missing, or longer.
         CheckpointError: a directory, a FIFO, a device, a link; not permitted.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | _NONBLOCK | _NOFOLLOW | _CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | _BINARY | _NONBLOCK | _NOFOLLOW | _NOCTTY | _CLOEXEC)
     except FileNotFoundError:
         raise CheckpointCorrupt(f"{path}: missing: 0 bytes, expected {limit} bytes at most") from None
-    except OSError as error:
-        kind = "not a regular file" if error.errno in (errno.ELOOP, errno.ENXIO) else error.strerror
-        raise CheckpointError(f"{path}: {kind}") from error
+    except (OSError, ValueError) as error:
+        irregular = isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENXIO)
+        raise CheckpointError(f"{path}: {'not a regular file' if irregular else error}") from error
     try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise CheckpointError(f"{path}: not a regular file")
-        if info.st_size > limit and not partial:
+        most = info.st_size if limit is None else limit
+        if info.st_size > most and not partial:
             raise CheckpointCorrupt(f"{path}: {info.st_size} bytes, expected {limit} bytes at most")
         with open(fd, "rb", closefd=False) as file:
-            return file.read(limit)
+            return file.read(min(most, info.st_size))  # as much as there is: ``read`` makes room for all that it is asked for
     finally:
         os.close(fd)
+
+
+def read_own(path: str | os.PathLike[str], limit: int | None, what: str) -> bytes:
+    """The content of a file that a user names, which may be a link. ``what`` says what is expected there.
+
+    Raises:
+        CheckpointNotFound: there is nothing, or a folder.
+        CheckpointCorrupt, CheckpointError: as ``read_file``; ConfigError: not the name of a file.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"path = {path!r}, expected the name of {what}")
+    try:
+        real = Path(path).resolve()
+        there, folder = real.exists(), real.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # NUL bytes, names that are too long, links in a circle
+        raise CheckpointError(f"{path!r} is no name of a file ({error}), expected that of {what}") from None
+    if not there or folder:
+        raise CheckpointNotFound(f"{path}: {'a folder' if folder else 'no such file'}, expected {what}")
+    try:
+        return read_file(real, limit)
+    except CheckpointError as error:
+        if "regular" in str(error):
+            raise CheckpointError(f"{path}: not a regular file, expected {what}") from error
+        raise
 
 
 def refuse_pickle(path: Path, content: bytes) -> None:

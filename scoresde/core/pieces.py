@@ -44,7 +44,8 @@ def run(
         overwrite: whether to replace what is there, be it of other settings or of these: such a call starts anew every time.
         share: whether to share the pieces with the other processes, all of which must then call this, or it waits for them.
         show: a progress bar, of the first process, with the mean so far.
-        values: record -> the value of each sample, for that.
+        values: record -> the value of each sample, for that. KeyError, TypeError and ValueError say that this is no such record: one
+            that is found in a file is then passed over.
 
     Raises:
         ConfigError: ``out`` holds work of other settings; the processes were given different ones.
@@ -64,7 +65,7 @@ def run(
     store = None if out is None else Rows(where(out), KIND, "likelihoods", header, remedy)
 
     def begin() -> dict[int, Record]:
-        return {} if team.rank or store is None else _open(store, overwrite, ids, pieces)
+        return {} if team.rank or store is None else _open(store, overwrite, ids, pieces, values)
 
     found: dict[int, Record] = team.agree(begin)[0]
     todo = [i for i in range(len(pieces)) if i not in found][team.rank :: team.world]
@@ -107,10 +108,23 @@ def unpack(values: Any) -> list[Any]:
     return [unpack(v) if isinstance(v, list) else float(v) for v in values]
 
 
-def _open(store: Rows, overwrite: bool, ids: np.ndarray, pieces: Sequence[np.ndarray]) -> dict[int, Record]:
+def _open(
+    store: Rows, overwrite: bool, ids: np.ndarray, pieces: Sequence[np.ndarray], values: Callable[[Record], Sequence[float]]
+) -> dict[int, Record]:
     """The finished pieces of a file, which holds its first line and these afterwards, and nothing half-written."""
-    found = {line["piece"]: line for line in store.read(overwrite) if isinstance(line.get("piece"), int)}
-    found = {i: r for i, r in found.items() if 0 <= i < len(pieces) and r.get("ids") == ids[pieces[i]].tolist()}
+    found: dict[int, Record] = {}
+    strange = []
+    for number, line in enumerate(store.read(overwrite), 2):
+        i: Any = line.get("piece")
+        try:
+            good = i >= 0 and line["ids"] == ids[pieces[i]].tolist() and len(values(line)) == len(pieces[i])
+        except (KeyError, IndexError, TypeError, ValueError):
+            good = False
+        if good:
+            found[i] = line
+        else:
+            strange.append(number)
+    store.warn(strange)
     store.write(found[i] for i in sorted(found))
     return found
 

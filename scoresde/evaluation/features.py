@@ -22,12 +22,14 @@ from scoresde.core.checks import check_data, check_positive, check_positive_int
 from scoresde.core.noise import check_seed, permutation, seeded
 from scoresde.core.streams import TRAIN
 from scoresde.data.dataset import Data
-from scoresde.errors import CheckpointCorrupt, CheckpointNotFound, ConfigError
+from scoresde.errors import CheckpointCorrupt, ConfigError
 from scoresde.models.base import inference
 from scoresde.training.optimization import Descent, descend
 from scoresde.training.schedule import Schedule
 
 BATCH = 512  # samples at a time for features
+
+MOST = 1 << 30  # bytes of a file
 
 LOOK = 50  # steps between two looks at the loss
 
@@ -90,22 +92,27 @@ class FeatureExtractor(nn.Module):
         """Writes weights and sizes as one safetensors file, atomically. Raises CheckpointWriteError."""
         settings = json.dumps({"args": self._arguments()})
         coded = torch.frombuffer(bytearray(settings.encode()), dtype=torch.uint8)
-        content = encoding.encode_tensors({**self.state_dict(), "settings": coded}, "weight")
+        content = encoding.encode_tensors({**self.state_dict(), "settings": coded}, "weight", alone=True)
         files.write_bytes(Path(path), content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FeatureExtractor:
         """Reads what ``save`` wrote. Raises CheckpointNotFound, CheckpointCorrupt."""
-        if not Path(path).is_file():
-            raise CheckpointNotFound(f"{path}: no such file, expected what FeatureExtractor.save wrote")
-        tensors = encoding.decode_tensors(Path(path), files.read_file(Path(path), 1 << 30))
+        content = files.read_own(path, MOST, "what FeatureExtractor.save wrote")
+        tensors = encoding.decode_tensors(Path(path), content, alone=True)
         try:
-            args = json.loads(bytes(tensors.pop("settings").tolist()))["args"]
+            args = encoding.parse_json(str(path), bytes(tensors.pop("settings").tolist()))["args"]
+            if not isinstance(args["name"], str) or not isinstance(args["accuracy"], (float, int, type(None))):
+                raise ValueError("a name that is no text, or an accuracy that is no number")
             args["event_shape"] = tuple(args["event_shape"])
             args["accuracy"] = math.nan if args["accuracy"] is None else args["accuracy"]
-            extractor = cls(**args)
+            with torch.random.fork_rng(devices=[]):  # initial weights are drawn, to be overwritten
+                with torch.device("meta"):  # shapes first: a few bytes of JSON must not make us allocate terabytes
+                    outline = cls(**args).state_dict()
+                encoding.check_weights(tensors, outline, Path(path))
+                extractor = cls(**args)
             extractor.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointCorrupt(f"{path}: not the features of a classifier: {error}") from None
         return extractor.eval()
 

@@ -134,9 +134,11 @@ def bits_per_dim(
         return {"draws": records}
 
     def so_far(record: dict[str, Any]) -> list[float]:
-        log_p, log_q = (
-            torch.tensor([unpack(r[name]) for r in record["draws"]], dtype=torch.float64) for name in ("log_prob", "log_q")
-        )
+        draws = record["draws"]
+        if len(draws) != K:
+            raise ValueError(f"{len(draws)} draws, expected {K}")
+        log_p = torch.tensor([LogProb.values(r) for r in draws], dtype=torch.float64)
+        log_q = torch.tensor([unpack(r["log_q"]) for r in draws], dtype=torch.float64).view_as(log_p)
         return bits_of(log_p - log_q, scale, importance_weighted).tolist()
 
     decisive: dict[str, Any] = {}

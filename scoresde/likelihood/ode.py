@@ -118,7 +118,7 @@ def log_prob(
 
     decisive = identity(model, how, id_array, check, cond)
     keep: dict[str, Any] = {"out": out, "overwrite": overwrite, "share": share, "show": progress}
-    records = pieces.run(piece, id_array, how.size, decisive, values=lambda r: pieces.unpack(r["log_prob"]), **keep)
+    records = pieces.run(piece, id_array, how.size, decisive, values=lambda r: LogProb.values(r, latents=True), **keep)
     return LogProb.join(records, how.settings, x)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
+import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scoresde.core import encoding, files
 from scoresde.core.digest import of_tensors
 from scoresde.core.encoding import without_nan
 from scoresde.errors import ConfigError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
 
 SAME = ("unit", "dequantization", "levels", "weights", "bound")  # what two figures must share to be compared
+
+MOST = 1 << 28  # bytes of a file
 
 CONFIDENCE = 1.96  # standard errors on either side: 95 % of a normal distribution
 
@@ -82,21 +85,32 @@ class Report:
         """JSON of everything, NaN as null; written to a file if one is named."""
         content = {"value": self.value, "std_error": self.std_error, "interval": list(self.interval), "unit": self.unit}
         terms = [{"name": t.name, "value": t.value, "what": t.what} for t in self.terms]
-        text = json.dumps(without_nan(content | {"terms": terms, "settings": self.settings, "per_sample": list(self.per_sample)}), indent=1)
+        content |= {"terms": terms, "settings": self.settings, "per_sample": list(self.per_sample)}
+        text = encoding.encode_document("report", without_nan(content)).decode()
         if path is not None:
-            Path(path).write_text(text + "\n")
+            files.write_text(Path(path), text)
         return text
 
     @classmethod
-    def from_json(cls, text: str | Path) -> Report:
-        """Of what ``to_json`` gave: its text, or the path of its file. Raises ConfigError for anything else."""
+    def from_json(cls, text: str | os.PathLike[str]) -> Report:
+        """Of what ``to_json`` gave: its text, which begins with a brace, or the name of its file.
+
+        Raises:
+            CheckpointNotFound, CheckpointError, CheckpointCorrupt: no such file, no regular one, damaged.
+            CheckpointMismatch: a file of another kind, or of a later version.
+            ConfigError: something else.
+        """
+        given = isinstance(text, str) and text.lstrip()[:1] == "{"
+        content = text if isinstance(text, str) and given else files.read_own(text, MOST, "what Report.to_json gave, or its text")
+        found = encoding.decode_document("this report" if given else str(text), content, "report")
         try:
-            found = json.loads(text.read_text() if isinstance(text, Path) else text)
             number = lambda v: math.nan if v is None else float(v)
             terms = tuple(Term(t["name"], number(t["value"]), t["what"]) for t in found["terms"])
             per_sample = tuple(number(v) for v in found["per_sample"])
+            if not isinstance(found["settings"], dict) or not all(isinstance(v, str) for v in (found["unit"], *(t.name for t in terms))):
+                raise ValueError("settings that are no object, a unit or a name that is no text")
             return cls(number(found["value"]), number(found["std_error"]), found["unit"], terms, found["settings"], per_sample)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"this is no report of scoresde ({error!r}): expected what Report.to_json() gave") from None
 
 

@@ -79,6 +79,20 @@ class LogProb:
             record["latent"] = base64.b64encode(self.latent.cpu().flatten().view(torch.uint8).numpy().tobytes()).decode()
         return record | {name: getattr(self, name) for name in COUNTS}
 
+    @staticmethod
+    def values(record: dict[str, Any], latents: bool = False) -> list[float]:
+        """log p of the samples of a record. Raises KeyError, TypeError, ValueError: not what ``to_record`` made."""
+        columns = {name: pieces.unpack(record[name]) for name in COLUMNS}
+        sums = columns.pop("sums")
+        n = len(columns["log_prob"])
+        if any(len(column) != n for column in columns.values()) or (sums and [len(row) for row in sums] != [2] * n):
+            raise ValueError(f"columns of other lengths than the {n} samples")
+        if not all(type(record[name]) is int and record[name] >= 0 for name in COUNTS):
+            raise ValueError("counts that are no numbers of calls")
+        if latents and (len(base64.b64decode(record["latent"], validate=True)) % n or not record["latent"]):
+            raise ValueError("latents that are not those of the samples")
+        return columns["log_prob"]
+
     @classmethod
     def join(cls, records: Sequence[dict[str, Any]], settings: dict[str, Any], like: Tensor) -> LogProb:
         """Of the records of all pieces, in order. ``like``: a tensor of the samples' event shape, dtype and device."""

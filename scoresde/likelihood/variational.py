@@ -241,15 +241,19 @@ def _parts(file: Path, config: Mapping[str, Any]) -> tuple[int, str, dict[str, A
     """Size and sha256 of the weights, arguments of the flow, history; checked. Raises CheckpointCorrupt."""
     entry, net, history = config.get("file"), config.get("net"), config.get("history")
     if (
-        not (isinstance(entry, dict) and isinstance(entry.get("bytes"), int))
+        not (isinstance(entry, dict) and _is_size(entry.get("bytes"), 1 << 40))
         or not re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256")))
         or not (isinstance(net, dict) and isinstance(net.get("event_shape"), list) and isinstance(config.get("transform"), dict))
-        or not all(isinstance(n, int) for n in net["event_shape"])
-        or not all(isinstance(net.get(name), int) and net[name] <= most for name, most in _MOST.items())
-        or not (isinstance(history, list) and all(isinstance(v, (int, float)) for v in history))
+        or not all(_is_size(n, 1 << 40) for n in net["event_shape"])
+        or not all(_is_size(net.get(name), most, 0 if name == "couplings" else 1) for name, most in _MOST.items())
+        or not (isinstance(history, list) and all(isinstance(v, float) for v in history))
     ):
         raise CheckpointCorrupt(f"{file}: not the JSON of a dequantizer, in {os.path.getsize(file)} bytes")
     return entry["bytes"], entry["sha256"], net, tuple(float(v) for v in history)
+
+
+def _is_size(value: Any, most: int, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def unit_noise(net: BinFlow, levels: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:

@@ -188,7 +188,8 @@ class Judged:
             "iterations": iterations,
             "seed": seed,
         }
-        model = {"sde": repr(p.model.sde), "event_shape": list(p.model.event_shape), "reference": p.reference.fingerprint()}
+        model = {"sde": repr(p.model.sde), "t_min": float(p.model.sde.t_min), "t_max": float(p.model.sde.t_max)}
+        model |= {"event_shape": list(p.model.event_shape), "reference": p.reference.fingerprint()}
         model |= {"weights": fingerprint(p.model), "cond": sorted(cond)}
         if p.own and isinstance(solver, (ReferenceSolver, ReferenceScheme)):
             solver = dataclasses.replace(solver, reference=None)  # type: ignore[type-var]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scoresde.core import files
+from scoresde.core import encoding, files
 from scoresde.core.checks import check_positive_int
 from scoresde.core.digest import of_model
-from scoresde.errors import CheckpointCorrupt, CheckpointMismatch, CheckpointNotFound, ConfigError
+from scoresde.errors import CheckpointCorrupt, CheckpointMismatch, ConfigError
 from scoresde.models.network import NetworkModel
 from scoresde.models.reference import GaussianReference
 from scoresde.solvers.base import Solver, Wrapper, check_solver
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Draw
 
-FORMAT = 1
-
 MOST = 1 << 26  # bytes of a file
+
+SLACK = 1e-9  # relative, of times at the ends of an SDE's range
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,15 @@ class Recipe(Wrapper):
     Args:
         solver: a solver, bound to the model when it is used.
         times: decreasing, from t_max to where samples stop.
-        nfe: network calls a sample.
-        model: what it was made for: repr of the SDE, event shape, fingerprints of the Gaussian reference and of the weights, names
-            of the conditions.
+        nfe: network calls a sample; for the solvers that ``tune`` takes, which make one a step, one less than there are times.
+        model: what it was made for: repr of the SDE, its t_min and t_max, event shape, fingerprints of the Gaussian reference and of
+            the weights, names of the conditions.
         report: errors on pilot paths that the fit did not see, of the recipe and of the best untuned choice (``built_in``):
             ``median_error`` and ``rms_error``, Euclidean distances at t_end to the model's own converged paths.
 
     Raises:
-        ConfigError: times that do not decrease; in use, another number of steps, or a model of another SDE or shape.
+        ConfigError: times that do not decrease or are not within [t_min, t_max] of ``model``; an nfe that is not that of solver and
+            times; in use, another number of steps, or a model of another SDE or shape, or whose times end earlier.
     """
 
     solver: Solver
@@ -68,6 +68,17 @@ class Recipe(Wrapper):
             raise ConfigError(f"times = {self.times!r} of a Recipe, expected decreasing numbers") from None
         if len(t) < 2 or not all(math.isfinite(a) and a > b for a, b in zip(t, t[1:], strict=False)):
             raise ConfigError(f"times of a Recipe are {t[:4]}..., expected at least two decreasing numbers")
+        for name, value in (("model", self.model), ("report", self.report)):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{name} = {value!r} of a Recipe, expected a dict")
+        low, high = (self.model.get(name, end) for name, end in (("t_min", 0.0), ("t_max", math.inf)))
+        numbers = all(isinstance(v, (int, float)) for v in (low, high))
+        if wrong := _outside(t, low, high) if numbers else f"t_min = {low!r} and t_max = {high!r} are no numbers":
+            raise ConfigError(f"a Recipe for {self.model.get('sde', 'a model')}: {wrong}; tune(model, nfe={self.nfe}) makes one")
+        if type(self.solver) in _solvers().values() and self.nfe != len(t) - 1:
+            raise ConfigError(f"nfe = {self.nfe} of a Recipe of {len(t)} times: {self.solver} makes {len(t) - 1} network calls on them")
+        if isinstance(self.solver, ReferenceScheme) and len(self.solver.weights) != self.nfe:
+            raise ConfigError(f"nfe = {self.nfe} of a Recipe, but its ReferenceScheme has {len(self.solver.weights)} rows of weights")
         object.__setattr__(self, "times", t)
         object.__setattr__(self, "default_steps", self.nfe)
 
@@ -98,6 +109,8 @@ class Recipe(Wrapper):
             return "its weights are others (the model was trained since)"
         if saved.get("sde", repr(model.sde)) != repr(model.sde):
             return f"its SDE is {saved['sde']}, yours {model.sde!r}"
+        if wrong := _outside(self.times, float(model.sde.t_min), float(model.sde.t_max)):
+            return wrong
         if list(saved.get("event_shape", model.event_shape)) != list(model.event_shape):
             return f"its samples have shape {tuple(saved['event_shape'])}, yours {model.event_shape}"
         own = isinstance(self.solver, (ReferenceSolver, ReferenceScheme)) and self.solver.reference is None
@@ -128,22 +141,31 @@ class Recipe(Wrapper):
             tensors = {name: {"shape": list(v.shape), "values": v.flatten().tolist()} for name, v in reference.tensors().items()}
             arguments["reference"] = {"kind": reference.kind, "width": reference.width, "tensors": tensors}
         content = {
-            "format": FORMAT,
             "solver": {"class": type(self.solver).__name__, "args": arguments},
             "times": list(self.times),
             "nfe": self.nfe,
             "model": self.model,
             "report": {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in self.report.items()},
         }
-        return json.dumps(content, allow_nan=False)
+        return encoding.encode_document("recipe", content).decode()
 
     @classmethod
     def from_json(cls, text: str, name: str = "recipe") -> Recipe:
-        """A recipe from JSON. Solvers are scoresde's own, by name; nothing is imported. Raises CheckpointCorrupt, CheckpointMismatch."""
+        """A recipe from JSON. Solvers are scoresde's own, by name; nothing is imported.
+
+        Raises:
+            CheckpointCorrupt: damaged, or not what ``to_json`` made.
+            CheckpointMismatch: a solver that recipes are not made of; a file of another kind or version.
+            ConfigError: times or an nfe that fit neither each other nor the model that it says.
+        """
+        if not isinstance(text, str):
+            raise ConfigError(f"text = {text!r}, expected the JSON that Recipe.to_json gave")
+        return cls._read(text, name)
+
+    @classmethod
+    def _read(cls, text: str | bytes, name: str) -> Recipe:
+        content = encoding.decode_document(name, text, "recipe")
         try:
-            content = json.loads(text)
-            if content["format"] != FORMAT:
-                raise CheckpointMismatch(f"{name}: format is {content['format']!r}, but {FORMAT} is what is read")
             solver = _own(content["solver"]["class"], name)
             arguments = {k: _tuples(v) if k == "weights" else v for k, v in content["solver"]["args"].items()}
             reference = arguments.get("reference")
@@ -152,30 +174,25 @@ class Recipe(Wrapper):
                     k: torch.tensor(v["values"], dtype=torch.float64).view(v["shape"]) for k, v in reference["tensors"].items()
                 }
                 arguments["reference"] = GaussianReference(**tensors, kind=reference["kind"], width=reference["width"])
-            times = tuple(float(t) for t in content["times"])
-            return cls(solver(**arguments), times, int(content["nfe"]), dict(content["model"]), dict(content["report"]))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
+            times, nfe = tuple(float(t) for t in content["times"]), content["nfe"]
+            made, model, report = solver(**arguments), dict(content["model"]), dict(content["report"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
             if isinstance(error, CheckpointMismatch):
                 raise
             raise CheckpointCorrupt(f"{name}: no recipe that `Recipe.save` wrote: {type(error).__name__}: {error}") from error
+        return cls(made, times, nfe, model, report)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes JSON to a file, or into a folder (of a checkpoint, say) as ``recipe-NFE.json``. Raises CheckpointWriteError."""
         file = Path(path)
         file = file / f"recipe-{self.nfe}.json" if file.suffix != ".json" else file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(file, self.to_json() + "\n")
+        files.write_text(file, self.to_json())
         return file
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
-        """Reads what ``save`` wrote. Raises CheckpointNotFound, CheckpointCorrupt, CheckpointMismatch."""
-        file = Path(path)
-        if not file.is_file():
-            raise CheckpointNotFound(f"no recipe at {file.absolute()}: expected a JSON file that Recipe.save or tune wrote")
-        if file.stat().st_size > MOST:
-            raise CheckpointCorrupt(f"{file}: {file.stat().st_size} bytes, expected at most {MOST}")
-        return cls.from_json(file.read_text(errors="replace"), str(file))
+        """Reads what ``save`` wrote. Raises CheckpointNotFound: no such file; CheckpointError: no regular one; else as ``from_json``."""
+        return cls._read(files.read_own(path, MOST, "a JSON file that Recipe.save or tune wrote"), str(path))
 
 
 def fingerprint(model: ScoreModel) -> str:
@@ -195,6 +212,14 @@ def _own(name: str, where: str) -> type:
     if name not in _solvers():
         raise CheckpointMismatch(f"{where}: its solver is a {name!r}, which is none that recipes are made of")
     return _solvers()[name]
+
+
+def _outside(times: tuple[float, ...], low: float, high: float) -> str:
+    """What is wrong with times that should be within [low, high], and above 0; "" if nothing is."""
+    first, last = times[0], times[-1]
+    if 0 < last >= low * (1 - SLACK) and first <= high * (1 + SLACK):
+        return ""
+    return f"its times run from {first:.6g} to {last:.6g}, expected within [t_min, t_max] = [{low:.6g}, {high:.6g}] and above 0"
 
 
 def _tuples(value: Any) -> Any:

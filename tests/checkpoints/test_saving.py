@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crashes import count_or_crash, in_child
 
 import scoresde as sd
 from scoresde import nets, sdes
@@ -58,21 +59,6 @@ def temporaries(path):
 
 def digest(folder):
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(Path(folder).iterdir())}
-
-
-def in_child(function):
-    """Runs a function in a forked child; returns its exit code (0: returned, 77: raised)."""
-    pid = os.fork()
-    if pid == 0:
-        code = 77
-        try:
-            function()
-            code = 0
-        except BaseException as error:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @dataclass(frozen=True)
@@ -218,29 +204,6 @@ def test_the_last_two_are_kept(tmp_path):
 
 
 # ---- crashes
-
-
-WRITES = ["open", "write", "fsync", "close", "mkdir", "rename", "replace", "unlink", "rmdir", "ftruncate"]
-
-
-def count_or_crash(limit, half=False):
-    """Hooks the system calls of a write: counts them, and ends the process at number ``limit``."""
-    calls = []
-
-    def hook(name, function):
-        def hooked(*args, **kwargs):
-            if len(calls) == limit:
-                if half and name == "write":
-                    function(args[0], bytes(args[1])[: len(args[1]) // 2])
-                os._exit(9)
-            calls.append(name)
-            return function(*args, **kwargs)
-
-        return hooked
-
-    for name in WRITES:
-        setattr(os, name, hook(name, getattr(os, name)))
-    return calls
 
 
 def test_a_crash_at_any_write_leaves_the_old_or_the_new(tmp_path):

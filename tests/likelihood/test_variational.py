@@ -174,7 +174,9 @@ def test_what_is_wrong_with_a_file_is_told(stored, tmp_path):
         ({"net": {**plain["net"], "width": 8}}, E.CheckpointMismatch, "weight"),
         ({"net": {**plain["net"], "width": 1 << 30}}, E.CheckpointCorrupt, "not the JSON of a dequantizer"),
         ({"net": {**plain["net"], "event_shape": ["a"]}}, E.CheckpointCorrupt, "not the JSON of a dequantizer"),
-        ({"net": {**plain["net"], "event_shape": [-1]}}, E.CheckpointMismatch, "cannot be made"),
+        ({"net": {**plain["net"], "event_shape": [-1]}}, E.CheckpointCorrupt, "not the JSON of a dequantizer"),
+        ({"net": {**plain["net"], "couplings": True}}, E.CheckpointCorrupt, "not the JSON of a dequantizer"),
+        ({"net": {**plain["net"], "depth": 0}}, E.CheckpointCorrupt, "not the JSON of a dequantizer"),
         ({"file": {"bytes": 3, "sha256": "../../x"}}, E.CheckpointCorrupt, "not the JSON of a dequantizer"),
         ({"transform": {**plain["transform"], "levels": 8}}, E.CheckpointMismatch, "a flow of 4 levels"),
     ):

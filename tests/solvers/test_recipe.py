@@ -10,7 +10,8 @@ import torch
 from problems import two_modes
 
 import scoresde as sd
-from scoresde.solvers.recipe import Recipe
+from scoresde.core import encoding
+from scoresde.solvers.recipe import Recipe, fingerprint
 
 
 def exact(sde=None):
@@ -84,7 +85,8 @@ def test_auto_uses_it_for_its_number_of_calls_and_end_alone():
 def test_it_is_kept_beside_the_checkpoint(tmp_path):
     model = sd.NetworkModel(sd.nets.MLP(2, width=8, depth=1), sd.VPSDE(), (2,))
     sd.fit(model, sd.data.toy("moons", 200), steps=2, batch_size=16, seed=0, progress=False)
-    model.recipes[3] = dataclasses.replace(recipe_for(exact()), model={"reference": model.reference.fingerprint()})
+    made_for = {"reference": model.reference.fingerprint(), "weights": fingerprint(model)}
+    model.recipes[3] = dataclasses.replace(recipe_for(exact()), model=made_for)
     sd.save(model, tmp_path)
     again = sd.load(tmp_path)
     assert torch.equal(sd.sample(again, 4, steps=3), sd.sample(model, 4, steps=3))
@@ -93,7 +95,12 @@ def test_it_is_kept_beside_the_checkpoint(tmp_path):
     other = dataclasses.replace(model.recipes[3], model={**model.recipes[3].model, "weights": "0" * 16})
     other.save(tmp_path)
     assert sd.load(tmp_path).recipes == {}
+    # one that does not say for which it was made fits none: it would give other samples without a word
+    dataclasses.replace(model.recipes[3], model={"reference": model.reference.fingerprint()}).save(tmp_path)
+    with pytest.warns(UserWarning, match=r"recipe-3\.json: does not say for which weights"):
+        assert sd.load(tmp_path).recipes == {}
     # trained on other data since: the recipe's coordinates are gone, and so is the recipe
+    model.recipes[3].save(tmp_path)
     sd.fit(model, sd.data.toy("moons", 201), steps=2, batch_size=16, seed=0, progress=False)
     assert model.recipes == {}
     sd.save(model, tmp_path)
@@ -128,6 +135,26 @@ def test_bad_input(tmp_path):
     with pytest.raises(sd.errors.CheckpointNotFound):
         Recipe.load(tmp_path / "none.json")
     content = json.loads(recipe.to_json())
+    with pytest.raises(sd.errors.CheckpointCorrupt, match="not those of the sha256"):
+        Recipe.from_json(json.dumps(content))
+    del content["sha256"], content["kind"], content["format"]
+    with pytest.raises(sd.errors.CheckpointMismatch, match="holds a report, expected a recipe"):
+        Recipe.from_json(encoding.encode_document("report", content).decode())
+    for change, word in (
+        ({"times": [2.0, 0.5, 0.2, 1e-3]}, r"times run from 2 to 0\.001, expected within .* = \[1e-05, 1\]"),
+        ({"times": [1.0, 0.5, 0.2, 1e-6]}, r"times run from 1 to 1e-06"),
+        ({"times": [1.0, 0.5, 0.2, -1.0]}, "times run from 1 to -1"),
+        ({"nfe": 4}, r"nfe = 4 of a Recipe of 4 times"),
+        ({"nfe": 3.0}, r"nfe = 3\.0"),
+        ({"times": [1.0, 0.5, 1e-3], "nfe": 2}, "has 3 rows of weights"),
+        ({"model": {**content["model"], "t_max": None}}, "a Recipe for VPSDE"),
+    ):
+        bounds = {"t_min": 1e-5, "t_max": 1.0}
+        changed = {**content, "model": {**content["model"], **bounds}, **change}
+        with pytest.raises(sd.errors.ConfigError, match=word):
+            Recipe.from_json(encoding.encode_document("recipe", changed).decode())
+    with pytest.raises(sd.errors.ConfigError, match="times run from 2"):  # made without the bounds: found when it is used
+        sd.sample(model, 2, solver=dataclasses.replace(recipe, times=(2.0, 0.5, 0.2, 1e-3)))
     content["solver"]["class"] = "os"
     with pytest.raises(sd.errors.CheckpointMismatch, match="os"):
         Recipe.from_json(json.dumps(content))

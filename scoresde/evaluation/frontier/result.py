@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -13,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scoresde.core import files
+from scoresde.core import encoding, files
 from scoresde.core.encoding import without_nan
-from scoresde.errors import CheckpointNotFound, ConfigError
+from scoresde.errors import ConfigError
 from scoresde.evaluation.frontier.rows import METRICS, NAN, Row, format_table, show
 from scoresde.evaluation.frontier.store import floors_to_json, read_floors, read_intervals
 from scoresde.plot import curves
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from scoresde.evaluation.bootstrap import Interval
     from scoresde.evaluation.frontier.jobs import Grid, Job
     from scoresde.evaluation.metrics import NoiseFloor
+
+MOST = 1 << 28  # bytes of a file
 
 PathLike = str | os.PathLike[str]
 
@@ -250,15 +251,19 @@ class Frontier:
             "decomposition": {name: dataclasses.asdict(v) for name, v in self.decomposition.items()},
             "rows": [row.to_json() for row in self.rows],
         }
-        files.write_text(Path(path), json.dumps(without_nan(content), indent=2) + "\n")
+        files.write_bytes(Path(path), encoding.encode_document("frontier", without_nan(content)))
 
     @classmethod
     def from_json(cls, path: PathLike) -> Frontier:
-        """Reads what ``to_json`` wrote. Raises CheckpointNotFound: no such file; ConfigError: something else."""
-        if not Path(path).is_file():
-            raise CheckpointNotFound(f"{path}: no such file, expected what Frontier.to_json wrote")
+        """Reads what ``to_json`` wrote.
+
+        Raises:
+            CheckpointNotFound, CheckpointError, CheckpointCorrupt: no such file, no regular one, a damaged one.
+            CheckpointMismatch: of another kind, or of a later version.
+            ConfigError: something else.
+        """
+        content = encoding.decode_document(str(path), files.read_own(path, MOST, "what Frontier.to_json wrote"), "frontier")
         try:
-            content = json.loads(Path(path).read_text())
             settings = dict(content["settings"])
             settings["converged_error"] = NAN.value if settings["converged_error"] is None else settings["converged_error"]
             rows = tuple(Row.from_json(row) for row in content["rows"])

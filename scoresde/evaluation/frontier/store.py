@@ -37,23 +37,30 @@ class Store:
         self.file: rows.Rows | None = None
         if path is not None:
             wanted = without_nan({key: value for key, value in settings.items() if key != "machine"})
-            self.file = rows.Rows(Path(path), KIND, "a frontier", wanted, "Remove it, or give another file", strict=True)
+            self.file = rows.Rows(Path(path), KIND, "a frontier", wanted, "Remove it, or give another file")
             lines = self.file.read()
-            self._take(lines, path)
-            self.file.write(lines)
+            self.file.write(self._taken(lines))
 
-    def _take(self, lines: list[dict[str, Any]], path: str | os.PathLike[str]) -> None:
-        """What an earlier run finished."""
-        try:
-            for entry in lines:
+    def _taken(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Takes what an earlier run finished; the lines that are of a frontier, with a warning where some are not."""
+        good, strange = [], []
+        for line, entry in enumerate(lines, 2):
+            try:
                 if "row" in entry:
                     self.rows[entry["key"]] = Row.from_json(entry["row"])
                 elif "floors" in entry:
                     self.floors = read_floors(entry["floors"])
                 elif "parts" in entry:
+                    read_intervals(entry["parts"]["decomposition"])
+                    number(entry["parts"]["converged_error"])
                     self.parts = entry["parts"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{path}: a line is not what a frontier writes ({error!r}): give another file") from None
+            except (KeyError, TypeError, ValueError, AttributeError):
+                strange.append(line)
+            else:
+                good.append(entry)
+        if self.file is not None:
+            self.file.warn(strange)
+        return good
 
     def add(self, **line: Any) -> None:
         """Appends one line."""

@@ -139,7 +139,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "the average not applied after fit",
         "training/trainer.py",
-        "self.model.load_state_dict(self.averaged.state_dict())",
+        "self.average.take()",
         "pass",
         ("training/test_fitting.py::test_average_against_its_recursion",),
     ),

@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,16 @@ def root_of(path: Path) -> Path:
     return path.absolute().parent if (path / "config.json").exists() else path.absolute()
 
 
-def write(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], step: int = 0) -> Path:
+def write(
+    root: Path, tensors: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], step: int = 0, *, buffers: Collection[str] = ()
+) -> Path:
     """Writes a checkpoint and removes those of its kind (of training, or of a model alone) before the last. Hold the lock.
 
     Args:
         root: the folder.
         tensors: the content of ``model.safetensors``, and of ``ema`` and ``optimizer`` in a training run.
         config: plain JSON for ``config.json``, which gets versions and sums too.
+        buffers: names of tensors that may hold NaN and infinity.
         step: the number of the checkpoint, unless the folder has that one or a later one.
 
     Raises:
@@ -56,7 +59,7 @@ def write(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], config: Mappi
     """
     from importlib.metadata import version
 
-    files = {f"{name}.safetensors": encoding.encode_tensors(content, name) for name, content in tensors.items()}
+    files = {f"{name}.safetensors": encoding.encode_tensors(content, name, free=buffers) for name, content in tensors.items()}
     sums = {name: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for name, b in files.items()}
     versions = {package: version(package) for package in ("scoresde", "torch", "safetensors")}
     files["config.json"] = encoding.encode_config({"format": FORMAT, "versions": versions, **config, "files": sums})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from scoresde.checkpoints import folders
-from scoresde.checkpoints.description import build_model, check_same, describe, read_reference, with_reference
+from scoresde.checkpoints.description import build_model, check_same, describe, names_of_buffers, read_reference, with_reference
 from scoresde.checkpoints.format import read, root_of, write
 from scoresde.core import files as files_module
 from scoresde.core.encoding import check_weights
@@ -44,7 +44,7 @@ def save(model: ScoreModel, path: str | os.PathLike[str]) -> None:
     root = Path(path).absolute()
     with files_module.lock(root):
         folders.remove_temporaries(root)
-        write(root, *with_reference(model, {"model": model.state_dict()}, {"model": describe(model)}))
+        write(root, *with_reference(model, {"model": model.state_dict()}, {"model": describe(model)}), buffers=names_of_buffers(model))
     for recipe in model.recipes.values():
         recipe.save(root)
 

@@ -96,6 +96,13 @@ def check_positive(value: Any, name: str) -> float:
     return float(value)
 
 
+def check_flag(value: Any, name: str) -> bool:
+    """Checks True or False. Raises ConfigError."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} = {value!r}, expected True or False")
+    return value
+
+
 def check_order(value: Any, least: int, name: str) -> int:
     found = _integer(value)
     if found is None or not least <= found <= 4:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,24 +148,27 @@ def _depth(value: Any) -> int:
     return 0 if items is None else 1 + max(map(_depth, items), default=0)
 
 
-def encode_tensors(tensors: Mapping[str, Tensor], what: str, alone: bool = False) -> bytes:
-    """safetensors, with a crc32 for each tensor. Raises NonFiniteError: NaN and infinity never reach a file.
+def encode_tensors(tensors: Mapping[str, Tensor], what: str, alone: bool = False, free: Collection[str] = ()) -> bytes:
+    """safetensors, with a crc32 for each tensor. Raises NonFiniteError: NaN and infinity never reach a file, unless they belong there.
 
     Args:
         tensors: by name.
         what: what they are, for messages.
+        free: names of those that may hold NaN and infinity: buffers, such as the mask of a causal attention.
         alone: with the sum of all: for a file of which no other file says its sha256.
     """
     from safetensors.torch import save
 
     plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     for key, tensor in plain.items():
-        if not torch.isfinite(tensor).all():
+        if key not in free and not torch.isfinite(tensor).all():
             raise NonFiniteError(f"{what} {key} holds NaN or infinity: not saved")
     crc32 = json.dumps({key: zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) for key, tensor in plain.items()})
+    infinite = [key for key in plain if key in free and not bool(torch.isfinite(plain[key]).all())]
+    told = {"crc32": crc32} | ({"not finite": json.dumps(infinite)} if infinite else {})
     if not alone:
-        return save(plain, {"crc32": crc32})
-    content = save(plain, {"crc32": crc32, "format": str(VERSION), "sha256": _ZEROS})
+        return save(plain, told)
+    content = save(plain, {**told, "format": str(VERSION), "sha256": _ZEROS})
     size = 8 + int.from_bytes(content[:8], "little")
     return content[:size].replace(_ZEROS.encode(), hashlib.sha256(content).hexdigest().encode()) + content[size:]
 
@@ -183,10 +186,11 @@ def decode_tensors(path: Path, content: bytes, alone: bool = False) -> dict[str,
         if alone:
             _check_alone(header, entries, content)
         tensors = load(content)
+        free = json.loads(entries.get("__metadata__", {}).get("not finite", "[]"))
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise CheckpointCorrupt(f"{path}: not a safetensors file, in {len(content)} bytes: {error}") from None
     for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if key not in free and not torch.isfinite(tensor).all():
             raise CheckpointCorrupt(f"{path}: tensor {key} holds NaN or infinity")
     return tensors
 

@@ -87,16 +87,7 @@ def check_conditions(takes: Conditions, cond: Mapping[str, Any], *functions: Cal
         DTypeError: a label that is no class number.
     """
     where = functions[0].__name__ if functions else "this function"
-    missing = [name for name in takes.required if cond.get(name) is None]
-    if missing:
-        raise ConfigError(
-            f"{missing[0]!r} is missing: this model was trained with that condition alone and knows nothing without it; give it to "
-            f"{where}, {missing[0]}=..., for instance a number for all samples or a tensor of one each"
-            + (", or train it without one now and then (label_dropout=0.1)" if missing[0] == "label" else "")
-        )
-    if not cond:
-        return {}
-    options = tuple(dict.fromkeys(option for function in functions for option in options_of(function)))
+    options = tuple(dict.fromkeys(option for function in functions for option in options_of(function))) if cond else ()
     for name in cond:
         if name in OURS:
             raise ConfigError(f"a condition is called {name!r}, as an argument of every model is: give it another name")
@@ -112,6 +103,13 @@ def check_conditions(takes: Conditions, cond: Mapping[str, Any], *functions: Cal
         taken = f"the model takes {conditions} as condition" if takes.names else "the model takes no condition"
         taken = "the model takes any condition, but none so close to an option" if takes.others and not takes.names else taken
         raise ConfigError(f"{name!r} is no option of {where}, and {taken}{hint}")
+    missing = [name for name in takes.required if cond.get(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{missing[0]!r} is missing: this model was trained with that condition alone and knows nothing without it; give it to "
+            f"{where}, {missing[0]}=..., for instance a number for all samples or a tensor of one each"
+            + (", or train it without one now and then (label_dropout=0.1)" if missing[0] == "label" else "")
+        )
     return as_tensors(cond, dtype)
 
 

@@ -7,28 +7,31 @@ do what one does.
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from scoresde.checkpoints import folders
 from scoresde.core import files
+from scoresde.core.checks import check_flag
 from scoresde.core.processes import Team
 from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError
 from scoresde.likelihood.dequantize import first_level
-from scoresde.models.base import ScoreModel
+from scoresde.models.base import ScoreModel, inference
 from scoresde.training import loss
 from scoresde.training.batches import Source, check_told
 from scoresde.training.history import History, Log
 from scoresde.training.loop import run_loop, start_run
-from scoresde.training.options import Options
+from scoresde.training.options import MakesOptimizer, Options
 from scoresde.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -59,14 +62,15 @@ def fit(
     conditional: bool | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    resume: bool | Literal["extend"] = False,
     overwrite: bool = False,
     checkpoint_every: int = 1000,
     log_every: int = 50,
-    validate_every: int = 500,
-    callback: Callable[[int, dict[str, Any]], Any] | None = None,
+    validate_every: int | None = 500,
+    callback: Callable[..., Any] | None = None,
     progress: bool = True,
     bf16: bool = False,
+    optimizer: MakesOptimizer | None = None,
 ) -> History:
     """Trains a model by denoising score matching with Adam, and leaves it with the averaged weights, in evaluation mode.
 
@@ -79,7 +83,8 @@ def fit(
     An SDE that is an nn.Module with parameters is learned along with the network, by the gradient of the true loss at the times that
     were drawn. The loss has no terms for the prior and for the last step: let your schedule keep log-SNR at both ends.
 
-    Runs on an accelerator if there is one, and under ``torchrun`` on many, with the same result as on one up to rounding.
+    Runs on an accelerator if there is one, and under ``torchrun`` on many, with the same result as on one up to rounding (but for what
+    a network does of itself: its dropout, and statistics of batches, are each process's own).
 
     Args:
         model: what to train; its parameters are changed in place.
@@ -90,7 +95,8 @@ def fit(
         batch_size: samples a step, over all processes and passes together.
         lr, betas, weight_decay: of Adam (AdamW if weight_decay > 0); lr is the largest learning rate.
         warmup: steps of linear rise of the learning rate; by default 100, or a tenth of ``steps`` if that is fewer.
-        schedule: "cosine" (down to 0) or "constant", after the warm-up.
+        schedule: "cosine" (down to 0), "constant" or "inverse-sqrt", after the warm-up. A run with one of the latter two goes on with
+            more ``steps`` as if there had been more from the start.
         clip: largest norm of the gradient, or None.
         accumulate: forward and backward passes that a step is split into, to save memory.
         ema: decay d of the average of the weights: after step n it is min(d, (1 + n)/(10 + n)). 0: no average.
@@ -108,12 +114,17 @@ def fit(
             ours: if it was made with ``classes``).
         seed: of everything random.
         out: folder for checkpoints and ``log.jsonl``; None writes nothing.
-        resume: continue from the last checkpoint in ``out``, or start if there is none. All other arguments must be the same.
+        resume: True continues from the last checkpoint in ``out``, or starts if there is none. All other arguments must be the same.
+            "extend" goes on with more ``steps``, ``minutes`` more, or another ``lr``, ``schedule``, ``warmup`` or ``clip``: the
+            learning rate is that of a run that had been planned so from the start.
         overwrite: remove checkpoints of another run from ``out``.
-        checkpoint_every, log_every, validate_every: steps between checkpoints, lines of the log and validations.
-        callback: called with (step, line of the log), in the main process.
+        checkpoint_every, log_every, validate_every: steps between checkpoints, lines of the log and validations (None: none).
+        callback: called in the main process with (step, line of the log); one that takes three arguments with (step, line, model),
+            the model with its averaged weights, in evaluation mode: to draw samples, for instance.
         progress: show a bar with the loss, the learning rate and the time left.
         bf16: run the network in bfloat16 where that is safe (autocast); weights and the loss stay float32.
+        optimizer: a function (parameters) -> ``torch.optim.Optimizer`` that makes another one than AdamW; its learning rate is that of
+            ``lr`` and ``schedule``.
 
     Returns:
         The losses by step, a ``History``.
@@ -150,7 +161,11 @@ def fit(
         log_every=log_every,
         validate_every=validate_every,
         bf16=bf16,
+        optimizer=optimizer,
     )
+    check_flag(progress, "progress")
+    if callback is not None and not callable(callback):
+        raise ConfigError(f"callback = {callback!r}, expected a function (step, line of the log) or (step, line, model)")
     if dequantization is not None:
         if not isinstance(data, Data) or data.transform is None:
             raise ConfigError("dequantization is of integer levels: give a Data with a transform, or leave it out")
@@ -167,9 +182,11 @@ def fit(
         warnings.warn("bf16 on a CPU without bfloat16 units is many times slower than float32: leave it out", stacklevel=2)
     if batch_size < team.world * accumulate:
         raise ConfigError(f"batch_size = {batch_size} for {team.world} processes of {accumulate} passes: expected one sample each")
-    root = None if out is None else Path(out).absolute()
+    root = None if out is None else Path(out).expanduser().absolute()
     main = team.rank == 0
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))  # whatever is outside
+        stack.enter_context(torch.enable_grad())
         if root is not None and main:
             stack.enter_context(files.lock(root))
             folders.remove_temporaries(root)
@@ -183,11 +200,42 @@ def fit(
         history = History()
         if root is not None:
             history = start_run(trainer, root, resume, overwrite, main)
-        log = Log(root if main else None, history, callback if main else None)
+        log = Log(root if main else None, history, _told(callback, trainer) if main else None)
         stack.callback(trainer.finish)
+        if trainer.extended and progress and main:
+            print(_extension(trainer), file=sys.stderr)
         run_loop(trainer, log, root if main else None, progress and main)
         team.wait()
     return history
+
+
+def _told(callback: Callable[..., Any] | None, trainer: Trainer) -> Callable[[int, dict[str, Any]], Any] | None:
+    """A callback of two arguments; one of three is given the model with the averaged weights."""
+    if callback is None:
+        return None
+    try:
+        parameters = inspect.signature(callback).parameters.values()
+    except (TypeError, ValueError):
+        return callback
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+    if len(positional) < 3:
+        return callback
+
+    def with_model(step: int, line: dict[str, Any]) -> None:
+        with trainer.average.in_place(), inference(trainer.model):
+            callback(step, line, trainer.model)
+
+    return with_model
+
+
+def _extension(trainer: Trainer) -> str:
+    """How a run that is extended goes on, in words."""
+    descent, options = trainer.descent, trainer.options
+    until = f"to step {descent.steps}" if descent.steps is not None else f"for {options.minutes:g} minutes more"
+    return (
+        f"goes on from step {trainer.step} {until}; the learning rate, {options.schedule} from {options.lr:.3g}, is planned anew "
+        f"and goes on at {descent.schedule(trainer.step):.3g}"
+    )
 
 
 def _check_blur(model: ScoreModel, transform: Transform) -> None:

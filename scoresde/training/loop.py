@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,10 +51,11 @@ class Between:
 
     def __init__(self, trainer: Trainer, log: Log, root: Path | None) -> None:
         self.trainer, self.options, self.log, self.root = trainer, trainer.options, log, root
-        self.validates = trainer.team.rank == 0 and trainer.source.test is not None
+        self.validates = trainer.team.rank == 0 and trainer.source.test is not None and self.options.validate_every is not None
         self.first = trainer.step
         self.saved = trainer.step or None
         self.earlier = log.history.seconds[-1] if log.history.seconds else 0.0
+        self.spent = 0.0 if trainer.extended else self.earlier  # of ``minutes``
         self.begun = time.perf_counter()
         if not self.first:
             self.validate()
@@ -65,12 +67,12 @@ class Between:
         trainer, options, note = self.trainer, self.options, ""
         if k == self.first + SLOW:
             self.warm = time.perf_counter()
-        if trainer.descent.steps is None and k >= max(TIMED, self.first + 2 * SLOW):
+        if trainer.descent.steps is None and k >= (self.first + TIMED if trainer.extended else max(TIMED, self.first + 2 * SLOW)):
             trainer.descent.steps = trainer.team.of_the_first(k + self.steps_left(k))
         last = k == trainer.descent.steps
         if k % options.log_every == 0 or last:
             note = self.record(k)
-        if k % options.validate_every == 0 or last:
+        if self.validates and (last or k % (options.validate_every or 1) == 0):
             self.validate()
         if k % options.checkpoint_every == 0 or last:
             self.save()
@@ -82,8 +84,9 @@ class Between:
 
     def steps_left(self, k: int) -> int:
         """How many more steps there is time for, at the pace of those after the first few."""
-        pace = (time.perf_counter() - self.warm) / (k - self.first - SLOW) + self.validation_time / self.options.validate_every
-        left = 60 * (self.options.minutes or 0.0) - self.elapsed() - self.validation_time
+        pace = (time.perf_counter() - self.warm) / (k - self.first - SLOW)
+        pace += self.validation_time / (self.options.validate_every or math.inf)
+        left = 60 * (self.options.minutes or 0.0) - self.spent - (time.perf_counter() - self.begun) - self.validation_time
         return max(int(left / pace), 0)
 
     def record(self, k: int) -> str:
@@ -113,12 +116,22 @@ class Between:
         return f"saved step {k} in {self.root}; resume=True goes on from there" if self.root else f"stopped after step {k}"
 
 
-def start_run(trainer: Trainer, root: Path, resume: bool, overwrite: bool, main: bool) -> History:
+def _is_log(path: Path) -> bool:
+    """Whether a file is a log of ours, whose run was killed before its first checkpoint; or there is none."""
+    if not path.exists():
+        return True
+    try:
+        return all("step" in json.loads(line) for line in files.read_lines(path)[:1])
+    except (ValueError, TypeError):
+        return False
+
+
+def start_run(trainer: Trainer, root: Path, resume: bool | str, overwrite: bool, main: bool) -> History:
     """Makes the trainer and the folder ready, anew or from the last checkpoint; returns what was logged up to it."""
     runs = [folder for folder in folders.folders(root) if format.is_training(folder)]
     history, kept = History(), []
     if resume and runs:
-        trainer.restore(root)
+        trainer.restore(root, extend=resume == "extend")
         for text in files.read_lines(root / "log.jsonl"):
             try:
                 line = json.loads(text)
@@ -131,6 +144,8 @@ def start_run(trainer: Trainer, root: Path, resume: bool, overwrite: bool, main:
         raise ConfigError(
             f"{root} holds a training run, {runs[-1].name}: resume=True continues it, overwrite=True removes it; or give another out"
         )
+    elif main and not runs and not overwrite and not _is_log(root / "log.jsonl"):
+        raise ConfigError(f"{root} holds a log.jsonl of something else: overwrite=True replaces it; or give another out")
     elif main:
         for folder in runs:
             folders.remove_folder(folder)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
 
 from scoresde.checkpoints import description
-from scoresde.core.checks import check_positive, check_positive_int
+from scoresde.core.checks import check_flag, check_positive, check_positive_int
 from scoresde.core.encoding import plain
 from scoresde.core.noise import check_seed
 from scoresde.errors import ConfigError
@@ -18,7 +21,11 @@ from scoresde.training.schedule import KINDS, Schedule
 if TYPE_CHECKING:
     from scoresde.data.augment import Augmentation
 
+EXTENDED = ("steps", "minutes", "lr", "warmup", "hold", "schedule", "clip")  # what resume="extend" may change
+
 TIMED = 50  # steps that ``minutes`` is turned into a number of steps from
+
+MakesOptimizer: TypeAlias = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 _OWN_TIMES = {"likelihood": "importance", "edm": "lognormal"}  # the density of times that suits a weighting; uniform for all others
 
@@ -49,12 +56,15 @@ class Options:
     augment: Augmentation | None
     seed: int
     out: str | os.PathLike[str] | None
-    resume: bool
+    resume: bool | str
     overwrite: bool
     checkpoint_every: int
     log_every: int
-    validate_every: int
+    validate_every: int | None
     bf16: bool
+    optimizer: MakesOptimizer | None = None
+    warmup_given: bool = True
+    held: int | None = None  # ``hold``, where it does not follow from the others: of a run that was extended
 
     @classmethod
     def complete(
@@ -68,19 +78,29 @@ class Options:
         **others: Any,
     ) -> Options:
         """The options of a call of ``fit``, with what it left open filled in."""
+        warmup_given = warmup is not None
         if warmup is None:
             warmup = min(100, steps // 10) if isinstance(steps, int) else 100
         if times is None:
             times = _OWN_TIMES.get(weighting, "uniform") if isinstance(weighting, str) else "uniform"
-        stratified = bool(stratified) or times == "stratified"
-        return cls(steps=steps, warmup=warmup, weighting=weighting, times=times, stratified=stratified, **others)
+        stratified = True if times == "stratified" else stratified
+        found: dict[str, Any] = {"weighting": weighting, "times": times, "stratified": stratified, "warmup_given": warmup_given}
+        return cls(steps=steps, warmup=warmup, **found, **others)
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ConfigError(f"steps = {self.steps} and minutes = {self.minutes}: give one of them")
         counts = ("batch_size", self.batch_size), ("accumulate", self.accumulate), ("checkpoint_every", self.checkpoint_every)
-        for name, count in (*counts, ("log_every", self.log_every), ("validate_every", self.validate_every)):
+        for name, count in (*counts, ("log_every", self.log_every)):
             check_positive_int(count, name)
+        if self.validate_every is not None:
+            check_positive_int(self.validate_every, "validate_every")
+        for name, flag in (("stratified", self.stratified), ("overwrite", self.overwrite), ("bf16", self.bf16)):
+            check_flag(flag, name)
+        if self.resume not in (True, False, "extend"):
+            raise ConfigError(f"resume = {self.resume!r}, expected True, False or 'extend'")
+        if self.optimizer is not None and not callable(self.optimizer):
+            raise ConfigError(f"optimizer = {self.optimizer!r}, expected a function (parameters) -> torch.optim.Optimizer")
         if self.steps is not None:
             check_positive_int(self.steps, "steps")
         for name, value in (("minutes", self.minutes), ("clip", self.clip)):
@@ -108,6 +128,8 @@ class Options:
     @property
     def hold(self) -> int:
         """The step from which on the learning rate falls: the timed steps of ``minutes`` are taken before their number is known."""
+        if self.held is not None:
+            return self.held
         return max(self.warmup, TIMED) if self.steps is None else self.warmup
 
     def learning_rates(self) -> Schedule:
@@ -129,12 +151,14 @@ class Options:
             "schedule": self.schedule,
             "clip": self.clip,
             "ema": self.ema,
-            "weighting": description.name_of(self.weighting),
-            "times": description.name_of(self.times),
+            "weighting": description.name_of(self.weighting, code=True),
+            "times": description.name_of(self.times, code=True),
             "stratified": self.stratified,
             "seed": self.seed,
             "bf16": self.bf16,
             "dequantization": self.dequantization,
             "augment": None if self.augment is None else repr(self.augment),
         }
+        if self.optimizer is not None:
+            found["optimizer"] = description.name_of(self.optimizer, code=True)
         return plain(found)

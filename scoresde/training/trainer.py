@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,10 @@ from scoresde.errors import CheckpointMismatch, ConfigError, TrainingDiverged
 from scoresde.models.base import inference
 from scoresde.sdes.base import device_of
 from scoresde.training import loss
+from scoresde.training.average import Average
 from scoresde.training.optimization import Descent
+from scoresde.training.options import EXTENDED, TIMED
+from scoresde.training.schedule import ENDLESS
 
 if TYPE_CHECKING:
     from scoresde.core.processes import Team
@@ -42,43 +45,46 @@ class Trainer:
     """A model, its optimizer and its average, between two steps: what a checkpoint holds."""
 
     def __init__(self, model: ScoreModel, source: Source, options: Options, team: Team) -> None:
-        from torch.optim.swa_utils import AveragedModel
-
         self.model, self.source, self.options = model, source, options
         self.team, self.device = team, team.device
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigError(f"this {type(model).__name__} has no parameters to train")
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), betas=options.betas, weight_decay=options.weight_decay, fused=True)
-        self.average = AveragedModel(model, multi_avg_fn=functools.partial(_average, options.ema))
+        self.optimizer = _optimizer(options, list(self.parameters.values()))
+        self.average = Average(self.parameters, options.ema)
         self.descent = Descent(
             self.optimizer,
             options.learning_rates(),
             self._diverged,
             clip=options.clip,
             every=1 if team.device.type == "cpu" else LOOK,
-            average=lambda: self.average.update_parameters(model),
+            average=self.average.update,
         )
         self.seed, self.batch_size = options.seed, options.batch_size
         self.ids = np.array_split(np.arange(self.batch_size), team.world)[team.rank]
         self.weighting, self.times = loss.resolve_weighting(options.weighting), loss.resolve_times(options.times)
         self.scale = loss.total_weight(self.weighting, model.sde)
         self.learns_sde = isinstance(model.sde, nn.Module) and any(p.requires_grad for p in model.sde.parameters())
-        self.judge: nn.Module = _Judge(model)
-        if team.world > 1:
-            self.judge = nn.parallel.DistributedDataParallel(self.judge)
+        self.extended = False
         self._block = -1
         self._last: list[tuple[Tensor, Tensor]] = []
+        self.judge: nn.Module = _Judge(model)
+        if team.world > 1:
+            self.judge = nn.parallel.DistributedDataParallel(self.judge, find_unused_parameters=self._some_unused())
 
     @property
     def step(self) -> int:
         """How many steps have been taken."""
         return self.descent.step
 
-    @property
-    def averaged(self) -> ScoreModel:
-        """The model with the averaged weights."""
-        return self.average.module  # type: ignore[return-value]
+    def _some_unused(self) -> bool:
+        """Whether some parameters have no gradient, which processes must look for at each step in order not to wait for them."""
+        with inference(self.model, grad=True), seeded(0, self.device):
+            x0, t, eps, weight, cond = self.batch(0, self.ids[:1])
+            self.judge(x0, t, eps, weight, cond).sum().backward()
+        found = any(p.grad is None for p in self.parameters.values())
+        self.optimizer.zero_grad()
+        return found
 
     def advance(self) -> None:
         """One step of the optimizer."""
@@ -128,12 +134,12 @@ class Trainer:
     def validate(self) -> float:
         """The true loss of the averaged weights on the test data, at fixed noise and, but for fitted ones, times (of a few draws a
         sample if they are few)."""
-        source, model, n = self.source, self.averaged, VALIDATION_SAMPLES
+        source, model, n = self.source, self.model, VALIDATION_SAMPLES
         test = 1 if source.test is None else len(source.test)
         u = Noise(self.seed, np.arange(n), (1,), torch.float64).uniform(VALIDATION + 1)[:, 0]
-        t, weight = self._times(loss.stratify(u, torch.from_numpy(permutation(n, self.seed, VALIDATION))), model.sde)
         total = 0.0
-        with inference(model), self._autocast():
+        with self.average.in_place(), inference(model), self._autocast():
+            t, weight = self._times(loss.stratify(u, torch.from_numpy(permutation(n, self.seed, VALIDATION))), model.sde)
             for ids in np.split(np.arange(n), range(len(self.ids), n, len(self.ids))):
                 x0, cond = source.batch(ids % test, ids, self.seed, 0, model, self.device, test=True)
                 eps = Noise(self.seed, ids, model.event_shape, x0.dtype, self.device).normal(VALIDATION + 2)
@@ -145,15 +151,14 @@ class Trainer:
 
     def fit_times(self) -> None:
         """Fits the density of times to the losses of the averaged weights on training samples, at fixed places of the sequence."""
-        source, model, n, k = self.source, self.averaged, FIT_SAMPLES, self.step
+        source, model, n, k = self.source, self.model, FIT_SAMPLES, self.step
         u = loss.stratify(Noise(self.seed, np.arange(n), (1,), torch.float64).uniform(FIT_TIMES, k)[:, 0])
-        with torch.no_grad():
-            t, density = loss.importance(model.sde, u.to(device_of(model.sde)))
-            weight = (self.weighting(model.sde, t) / density / self.scale).to(self.device)
         values = []
         index = source.order(np.arange(n), self.seed)
         key = dropout_seed(self.seed, (1 << 40) + k, self.team.rank)  # for Datasets whose items are random
-        with inference(model), self._autocast(), seeded(key, self.device):
+        with self.average.in_place(), inference(model), self._autocast(), seeded(key, self.device):
+            t, density = loss.importance(model.sde, u.to(device_of(model.sde)))
+            weight = (self.weighting(model.sde, t) / density / self.scale).to(self.device)
             for ids in np.split(np.arange(n), range(len(self.ids), n, len(self.ids))):
                 x0, cond = source.batch(index[ids], ids, self.seed, TRAINING_DRAW - 1, model, self.device)
                 eps = Noise(self.seed, ids, model.event_shape, x0.dtype, self.device).normal(FIT_TIMES + 1, k)
@@ -166,9 +171,8 @@ class Trainer:
 
     def finish(self) -> None:
         """Leaves the model with the averaged weights, in evaluation mode."""
-        if self.average.n_averaged > 0:
-            self.model.load_state_dict(self.averaged.state_dict())
-            self.model.weights = "averaged"
+        self.average.take()
+        self.model.weights = "averaged"
         self.model.eval()
 
     def batch(self, k: int, ids: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -206,38 +210,75 @@ class Trainer:
 
     def save(self, root: Path) -> None:
         """Writes a checkpoint."""
-        moments = self.optimizer.state
-        state = {f"{key}.{name}": value for name, p in self.parameters.items() for key, value in moments[p].items()}
-        tensors = {"model": self.model.state_dict(), "ema": self.averaged.state_dict(), "optimizer": state}
+        with self.average.in_place():
+            averaged = self.model.state_dict()
+        tensors = {"model": self.model.state_dict(), "ema": averaged, "optimizer": self.optimizer_state()}
         shares = self.times.shares if isinstance(self.times, loss.FittedTimes) else ()
         training = self.description() | {"shares": list(shares), "scale": self.scale}
         config = {"model": description.describe(self.model), "training": training}
-        format.write(root, *description.with_reference(self.model, tensors, config), self.step)
+        content = description.with_reference(self.model, tensors, config)
+        format.write(root, *content, self.step, buffers=description.names_of_buffers(self.model))
 
-    def restore(self, root: Path) -> None:
-        """Goes on from the last checkpoint. Raises CheckpointMismatch."""
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """What the optimizer remembers, and averages wider than the weights, as tensors by name. Raises ConfigError."""
+        state = {f"average.{name}": a for name, a in self.average.state().items()}
+        for name, p in self.parameters.items():
+            for key, value in self.optimizer.state[p].items():
+                if isinstance(value, (bool, int, float)):
+                    value = torch.tensor(value, device="cpu")
+                if value is not None and not isinstance(value, Tensor):
+                    raise ConfigError(
+                        f"this {type(self.optimizer).__name__} keeps a {type(value).__name__} for each parameter, {key!r}, which no "
+                        "checkpoint can hold: give another optimizer, or out=None"
+                    )
+                if value is not None:
+                    state[f"{key}.{name}"] = value
+        return state
+
+    def restore(self, root: Path, extend: bool = False) -> None:
+        """Goes on from the last checkpoint, with ``extend`` to another end or at another learning rate. Raises CheckpointMismatch."""
         found = format.read(root, training=True)
-        saved, path = found.config["training"], found.path
+        saved, path, options = found.config["training"], found.path, self.options
         description.check_same(found.config["model"], description.describe(self.model), path)
         ignored: dict[str, Any] = {"step": 0, "steps": 0}
-        if self.options.schedule == "constant":  # no step depends on how many there will be
-            saved["options"]["steps"], saved["steps"] = self.options.steps, self.descent.steps or saved["steps"]
+        before = saved["options"]
+        if not options.warmup_given:
+            options = replace(options, warmup=before["warmup"])
+        if extend:
+            options = options if options.steps is not None else replace(options, held=max(options.warmup, saved["step"] + TIMED))
+        else:
+            options = replace(options, held=before["hold"])
+        self.options, self.extended = options, extend
+        anew = {name: options.decisive()[name] for name in EXTENDED} if extend else {}
+        if not extend and options.schedule in ENDLESS:  # no step depends on how many there will be
+            anew = {"steps": options.steps}
+        elif not extend and options.steps != before["steps"] and options.steps is not None and before["steps"] is not None:
+            raise CheckpointMismatch(
+                f"{path}: options.steps is {before['steps']} in the checkpoint, but {options.steps} was requested. The learning rate of "
+                f"a {options.schedule} depends on it: resume='extend' plans it anew for {options.steps} steps; or give the same"
+            )
+        before.update(anew)
+        steps = options.steps if options.steps is not None else None if extend else saved["steps"]
         shares = saved.pop("shares", ())
         self.scale = saved.pop("scale", self.scale)  # of the SDE as it was at the start, where it is learned
         if shares and self.options.times == "fitted":
             self.times = loss.FittedTimes(tuple(shares))
         description.check_same({**saved, **ignored}, {**self.description(), **ignored}, path)
-        self.descent.resume(saved["step"], saved["steps"])
+        self.descent.schedule = options.learning_rates()
+        self.descent.resume(saved["step"], steps)
         encoding.check_weights(found.tensors["model"], self.model.state_dict(), path)
         encoding.check_weights(found.tensors["ema"], self.model.state_dict(), path)
         self.model.load_state_dict(found.tensors["model"])
-        self.averaged.load_state_dict(found.tensors["ema"])
-        self.average.n_averaged.fill_(self.step)
+        wider: dict[str, Tensor] = {}
         for key, value in found.tensors["optimizer"].items():
             kind, name = key.split(".", 1)
             if name not in self.parameters:
                 raise CheckpointMismatch(f"{path}: optimizer state {key} is of no parameter of this model")
-            self.optimizer.state[self.parameters[name]][kind] = value.to(self.device)
+            if kind == "average":
+                wider[name] = value
+            else:
+                self.optimizer.state[self.parameters[name]][kind] = value.to(self.device)
+        self.average.restore(found.tensors["ema"], wider, self.step)
 
     def description(self) -> dict[str, Any]:
         """All that decides what training does, as JSON."""
@@ -267,7 +308,15 @@ def dropout_seed(seed: int, k: int, rank: int) -> int:
     return int(np.random.Philox(key=key, counter=[rank, 0, k, 0]).random_raw()) >> 32  # torch keeps 32 bits
 
 
-def _average(decay: float, averages: Any, weights: Any, n: Tensor | int) -> None:
-    """a <- a + (1 - d)(w - a) with d = min(decay, (1 + n)/(10 + n)) after step n; the first step copies."""
-    d = min(decay, (1 + int(n)) / (10 + int(n)))
-    torch._foreach_lerp_(averages, weights, 1 - d)
+def _optimizer(options: Options, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """What ``optimizer`` makes, or AdamW. Raises ConfigError."""
+    if options.optimizer is None:
+        real = all(p.is_floating_point() for p in parameters)  # the fused one does not know complex numbers
+        return torch.optim.AdamW(parameters, options.lr, options.betas, weight_decay=options.weight_decay, fused=True if real else None)
+    try:
+        made = options.optimizer(parameters)
+    except Exception as error:
+        raise ConfigError(f"optimizer(parameters) raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer(parameters) gave a {type(made).__name__}, expected a torch.optim.Optimizer")
+    return made

@@ -5,6 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import torch
@@ -87,3 +90,14 @@ def trainer_for(model, samples=MOONS, **given):
     """A trainer of short steps that ``fit`` would make: ten of eight samples."""
     short = {"steps": 10, "batch_size": 8, "lr": 1e-2, "warmup": 2, "ema": 0.5}
     return Trainer(model, Source.make(samples, model, None), options(**short | given), Team())
+
+
+def run_script(text, folder, *arguments, processes=1):
+    """Runs a script in one process, or in several under torchrun."""
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(text))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, *torchrun, str(script), *map(str, arguments)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ class Recorder(torch.nn.Module):
 def record(samples, steps=1, **kwargs):
     net = Recorder()
     model = sd.NetworkModel(net, sd.VPSDE(t_max=2e-5, t_end=1.5e-5), (2,), "v")  # hardly any noise: the data can be seen
-    history = sd.fit(model, samples, steps=steps, **{**QUICK, "batch_size": 45, **kwargs})
+    history = sd.fit(model, samples, steps=steps, **{**QUICK, "batch_size": 45, "validate_every": None, **kwargs})
     return net.seen, model, history
 
 

@@ -62,10 +62,10 @@ def test_validation_is_at_fixed_noise_and_with_the_average():
         trainer.advance()
     second = trainer.validate()
     assert trainer.validate() == second != first
-    assert trainer.averaged.training == trainer.model.training
+    assert trainer.model.training == make().training
     by_raw = trainer_for(trainer.model)
     assert by_raw.validate() != second
-    by_raw.model.load_state_dict(trainer.averaged.state_dict())
+    trainer.average.take()
     assert trainer_for(by_raw.model).validate() == second
 
 

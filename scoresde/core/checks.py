@@ -72,7 +72,8 @@ def check_floating(x: Any, name: str = "x") -> None:
 def check_shape(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str = "x") -> None:
     """Checks that x is a non-empty batch (B, *event). Raises ShapeError."""
     if x.ndim < 2:
-        raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected (B, ...): a batch of samples, as in x[None]")
+        hint = f"{name}[:, None] for {len(x)} samples of one number each, {name}[None] for one sample" if x.ndim else "one number is none"
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected (B, ...), a batch of samples: {hint}")
     if x.shape[0] == 0:
         raise ShapeError(f"{name} has shape {tuple(x.shape)}: an empty batch; give at least one sample")
     if event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape):

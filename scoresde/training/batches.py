@@ -201,10 +201,17 @@ class Source:
         """
         if not isinstance(self.samples, Tensor):
             return None
-        n, most = len(self.samples), (1 << 26) // math.prod(self.event_shape)
-        index = np.unique(np.linspace(0, n - 1, min(n, max(most, 2))).astype(np.int64))
+        index = self._evenly((1 << 26) // math.prod(self.event_shape))
         x, _ = self.batch(index, index, 0, 0, model, torch.device("cpu"))
         return replace(GaussianReference.fit(x if len(x) > 1 else torch.cat([x, x]), width=2.0), detail=detail_of(self.transform))
+
+    def evenly(self, most: int) -> Tensor:
+        """At most so many of the samples in memory, evenly spaced: all of a small set."""
+        return self.samples[torch.from_numpy(self._evenly(most))]
+
+    def _evenly(self, most: int) -> np.ndarray:
+        n = len(self.samples)
+        return np.unique(np.linspace(0, n - 1, min(n, max(most, 2))).astype(np.int64))
 
     def _collate(self, items: list[Any], index: list[int], dtype: torch.dtype) -> tuple[Tensor, dict[str, Any]]:
         """Items x, (x,), (x, label) or (x, dict of conditions) of a Dataset, stacked; ``index`` says which they are."""

@@ -27,7 +27,7 @@ from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError
 from scoresde.likelihood.dequantize import first_level
 from scoresde.models.base import ScoreModel, inference
-from scoresde.training import loss
+from scoresde.training import hygiene, loss
 from scoresde.training.batches import Source, check_told
 from scoresde.training.history import History, Log
 from scoresde.training.loop import run_loop, start_run
@@ -178,6 +178,9 @@ def fit(
     if source.transform is not None and normal:
         _check_blur(model, source.transform)
     team = Team.to_train(model.device)
+    hygiene.check_batch(batch_size, len(source.samples))
+    if source.transform is None and isinstance(source.samples, torch.Tensor):
+        hygiene.check_scale(source.evenly(hygiene.ROWS), model.sde)
     if bf16 and team.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         warnings.warn("bf16 on a CPU without bfloat16 units is many times slower than float32: leave it out", stacklevel=2)
     if batch_size < team.world * accumulate:

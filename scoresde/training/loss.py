@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scoresde.core.checks import check_positive, did_you_mean
 from scoresde.core.tensors import expand, like
-from scoresde.errors import ConfigError, NonFiniteError
+from scoresde.errors import ConfigError, NonFiniteError, ScoreSDEError
 from scoresde.models.parameterization import SIGMA_DATA
 from scoresde.sdes.base import SDE, device_of
 
@@ -198,6 +198,51 @@ def resolve_weighting(weighting: str | Weighting) -> Weighting:
 def resolve_times(times: str | Times) -> Times:
     """The function behind "uniform", "stratified", "lognormal", "importance" or "fitted". Raises ConfigError."""
     return _resolve(times, _TIMES, "times", "(sde, u) -> (t, density)")
+
+
+def check_functions(weighting: Weighting, times: Times, sde: SDE) -> None:
+    """Tries a weighting and a density of times, which may be a user's own, on a few numbers.
+
+    Raises:
+        ConfigError: one that raises, or answers something else than it should; says which and what.
+    """
+    u = (torch.arange(8, dtype=torch.float64, device=device_of(sde)) + 0.5) / 8
+    with torch.no_grad():
+        found = _answer(times, "times(sde, u)", sde, u)
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise ConfigError(f"times(sde, u) gave {_got(found)}, expected a pair: the times and their density, both of the shape of u")
+        for name, value in zip(("times", "density"), found, strict=True):
+            _check_answer(value, u, f"times(sde, u) gave {name}")
+        t, density = found
+        if not bool((t >= sde.t_min * (1 - 1e-6)).all() and (t <= sde.t_max * (1 + 1e-6)).all()) or not bool((density > 0).all()):
+            raise ConfigError(
+                f"times(sde, u) gave times from {float(t.min()):.4g} to {float(t.max()):.4g} with densities from "
+                f"{float(density.min()):.4g}, expected times in [{sde.t_min:.4g}, {sde.t_max:.4g}] and densities > 0"
+            )
+        weight = _answer(weighting, "weighting(sde, t)", sde, t)
+        _check_answer(weight, t, "weighting(sde, t) gave")
+        if not bool((weight >= 0).all()):
+            raise ConfigError(f"weighting(sde, t) gave {float(weight.min()):.4g}, expected numbers of at least 0")
+
+
+def _answer(function: Callable[..., Any], what: str, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except ScoreSDEError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def _check_answer(value: Any, like: Tensor, what: str) -> None:
+    if not isinstance(value, Tensor) or value.shape != like.shape:
+        raise ConfigError(f"{what} {_got(value)}, expected a tensor of shape {tuple(like.shape)}, one number each")
+    if not value.is_floating_point() or not bool(value.isfinite().all()):
+        raise ConfigError(f"{what} {_got(value)} that is not of finite floats")
+
+
+def _got(value: Any) -> str:
+    return f"a tensor of {value.dtype} and shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def total_weight(weighting: Weighting, sde: SDE, n: int = 4096) -> float:

@@ -19,7 +19,7 @@ from scoresde.core.streams import FIT_TIMES, TRAIN_DROPOUT, TRAIN_EPS, TRAIN_TIM
 from scoresde.errors import CheckpointMismatch, ConfigError, TrainingDiverged
 from scoresde.models.base import inference
 from scoresde.sdes.base import device_of
-from scoresde.training import loss
+from scoresde.training import hygiene, loss
 from scoresde.training.average import Average
 from scoresde.training.optimization import Descent
 from scoresde.training.options import EXTENDED, TIMED
@@ -63,6 +63,7 @@ class Trainer:
         self.seed, self.batch_size = options.seed, options.batch_size
         self.ids = np.array_split(np.arange(self.batch_size), team.world)[team.rank]
         self.weighting, self.times = loss.resolve_weighting(options.weighting), loss.resolve_times(options.times)
+        loss.check_functions(self.weighting, self.times, model.sde)
         self.scale = loss.total_weight(self.weighting, model.sde)
         self.learns_sde = isinstance(model.sde, nn.Module) and any(p.requires_grad for p in model.sde.parameters())
         self.extended = False
@@ -109,6 +110,8 @@ class Trainer:
                     (part * self.team.world).backward()  # processes average their gradients
                 total += part.detach()
                 self._last.append((t, per_sample.detach()))
+                if k == 0 and i == 0 and self.source.transform is None and not isinstance(self.source.samples, Tensor):
+                    hygiene.check_scale(x0, self.model.sde, f"the first {len(x0)} items of the Dataset")
         return total
 
     def _diverged(self, where: str) -> str:

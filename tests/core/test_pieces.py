@@ -347,14 +347,14 @@ class Named(Shifted):
 
 
 def test_a_condition_may_have_any_name_that_is_no_options(tmp_path):
-    """One that is called cond is a condition; x and model are arguments, and refused."""
+    """One that is called cond is a condition; x is an argument, and refused."""
     levels, label = LEVELS[:, :3], torch.arange(10) % 2
     how = {"solver": sd.Heun(), "steps": 6, "check": 0, "divergence": "exact", "batch_size": 3}
     expected = sd.bits_per_dim(Shifted(), levels, T16, label=label, **how).per_sample
     assert torch.equal(sd.bits_per_dim(Named(), levels, T16, cond=label, out=tmp_path, **how).per_sample, expected)
     with pytest.raises(ConfigError, match="conditions was"):
         sd.bits_per_dim(Named(), levels, T16, cond=1 - label, out=tmp_path, **how)
-    with pytest.raises(ConfigError, match="'x' is no option of bits_per_dim, and the model takes label as condition"):
+    with pytest.raises(ConfigError, match="a condition is called 'x'"):
         sd.bits_per_dim(Shifted(), levels, T16, x=label, **how)
 
 

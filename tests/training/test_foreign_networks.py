@@ -147,7 +147,7 @@ def test_other_optimizers(tmp_path):
     for i, make in enumerate(makers):
         run(make, steps=12, out=tmp_path / str(i))
         assert torch.equal(run(make, out=tmp_path / str(i), resume=True), found[i + 1])
-    with pytest.raises(sd.errors.CheckpointMismatch, match="options.optimizer is 'sgd' in the checkpoint, but 'Adam'"):
+    with pytest.raises(sd.errors.CheckpointMismatch, match=r"options.optimizer is 'sgd' in the checkpoint, but 'Adam'"):
         run(torch.optim.Adam, out=tmp_path / "0", resume=True)
     for wrong, message in ((3, r"optimizer = 3"), (lambda p: 3, "gave a int"), (lambda p: p.nothing, r"raised AttributeError")):
         with pytest.raises(ConfigError, match=message):

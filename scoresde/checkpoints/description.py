@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -20,6 +21,8 @@ from scoresde.data.transform import Transform
 from scoresde.errors import CheckpointMismatch, ConfigError
 from scoresde.models import parameterization as parameterizations
 from scoresde.models.network import NetworkModel, made_with
+from scoresde.models.plain import clean_name
+from scoresde.models.plain import plain as plain_net
 from scoresde.models.reference import GaussianReference
 from scoresde.sdes.base import SDE
 
@@ -61,7 +64,7 @@ def describe(model: ScoreModel) -> dict[str, Any]:
     }
     if isinstance(model, NetworkModel):
         config = made_with(model)
-        out["net"] = {"class": type(model.net).__name__, "args": None if config is None else plain(config)}
+        out["net"] = {"class": type(plain_net(model.net)).__name__, "args": None if config is None else plain(config)}
         out["parameterization"] = name_of(model.parameterization)
         out["transform"] = arguments(model.transform)
     return out
@@ -69,7 +72,8 @@ def describe(model: ScoreModel) -> dict[str, Any]:
 
 def names_of_buffers(model: nn.Module) -> set[str]:
     """Which of the tensors of its state are no parameters: they may hold infinity, as the mask of a causal attention does."""
-    return {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    clean = clean_name(model)
+    return {clean(name) for name, _ in model.named_buffers(remove_duplicate=False)}
 
 
 def name_of(function: Any, code: bool = False) -> str:
@@ -111,12 +115,7 @@ def build_model(
     if sde is None:
         sde = _make(_own_class(saved["sde"], sdes, SDE, "sde", path), saved["sde"]["args"], "sde", path)
     if parameterization is None:
-        parameterization = saved["parameterization"]
-        if parameterization not in parameterizations.NAMES:
-            raise ConfigError(
-                f"{path}: its parameterization {parameterization!r} is not one of scoresde's: "
-                "give yours, load(path, parameterization=...)"
-            )
+        parameterization = _parameterization(saved["parameterization"], path)
     if net is None:
         cls, args, dtype = _own_class(saved["net"], nets, nn.Module, "net", path), saved["net"]["args"], saved["dtype"]
         _check_sizes(args, path)
@@ -128,6 +127,25 @@ def build_model(
             net = _make(cls, args, "net", path).to(getattr(torch, dtype))
     transform = None if saved["transform"] is None else _make(Transform, saved["transform"], "transform", path)
     return NetworkModel(net, sde, tuple(saved["event_shape"]), parameterization, transform)  # type: ignore[arg-type]
+
+
+def _parameterization(saved: str, path: Path) -> Parameterization:
+    """The one of this name, or as it is written: EDM(sigma_data=5.0). Raises ConfigError."""
+    if saved in parameterizations.NAMES:
+        return parameterizations.NAMES[saved]
+    for pattern, make in (
+        (r"EDM\(sigma_data=([^,()]+)\)", lambda size: parameterizations.EDM(float(size))),
+        (r"Scaled\(of='(\w+)', sigma_data=([^,()]+)\)", lambda of, size: parameterizations.Scaled(of, float(size))),
+    ):
+        found = re.fullmatch(pattern, saved)
+        if found:
+            try:
+                return make(*found.groups())
+            except ValueError:
+                break
+    raise ConfigError(
+        f"{path}: its parameterization {saved!r} is not one of scoresde's: give yours, load(path, parameterization=...)"
+    )
 
 
 def _own_class(entry: Mapping[str, Any], package: ModuleType, base: type[Any], field: str, path: Path) -> type:

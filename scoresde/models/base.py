@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +16,7 @@ from scoresde.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from scoresde.models.answers import Answers
 from scoresde.models.conditions import Conditions, as_tensors, check_conditions, slice_cond
 from scoresde.models.counting import counted
-from scoresde.models.plain import eagerly
+from scoresde.models.plain import clean_name, eagerly
 from scoresde.sdes.base import SDE, check_ends, check_range
 from scoresde.sdes.levels import Level
 
@@ -112,6 +112,20 @@ class ScoreModel(nn.Module, Answers):
         if noise and eps is None:
             eps = affine(1 / level.sigma, x.to(x0.dtype), -level.alpha / level.sigma, x0)
         return x0, eps, level
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As of any module, with the names that parameters have without ``torch.compile``, ``DataParallel`` and the like around them."""
+        found, clean, prefix = super().state_dict(*args, **kwargs), clean_name(self), kwargs.get("prefix", "")
+        for name in [name for name in found if name.startswith(prefix)]:
+            if (short := prefix + clean(name.removeprefix(prefix))) != name:
+                found[short] = found.pop(name)
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of any module, by the names of ``state_dict``."""
+        clean = clean_name(self)
+        long = {clean(name): name for name in super().state_dict()}
+        return super().load_state_dict({long.get(name, name): value for name, value in state_dict.items()}, *args, **kwargs)
 
     def count_vjp(self, n: int) -> None:
         for calls in self._calls:

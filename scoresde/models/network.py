@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.core.checks import did_you_mean
 from scoresde.core.tensors import affine, like
 from scoresde.errors import ConfigError
-from scoresde.models import parameterization
 from scoresde.models.base import ScoreModel
 from scoresde.models.conditions import Conditions, speaker
+from scoresde.models.parameterization import coefficients, named, needs_derivatives
 from scoresde.models.plain import plain
 from scoresde.sdes.levels import Level
 
@@ -29,7 +28,8 @@ class NetworkModel(ScoreModel):
         net: any nn.Module with ``forward(x, c_noise, **cond)``; x (B, *event_shape), c_noise (B,) is log(sigma/alpha)/4.
         sde: the diffusion.
         event_shape: shape of one sample.
-        parameterization: "x0", "eps", "score", "v", "edm", or a function (alpha, sigma) -> (c_skip, c_out).
+        parameterization: "x0", "eps", "score", "v", "velocity", "edm", ``EDM(sigma_data)``, ``Scaled(name, sigma_data)``, or a function
+            (alpha, sigma) -> (c_skip, c_out) or (c_skip, c_out, c_in); see ``scoresde.parameterization``.
         transform: how the data's levels map to the model's space (set by ``fit``, kept in checkpoints).
 
     Raises:
@@ -48,15 +48,15 @@ class NetworkModel(ScoreModel):
         if not isinstance(net, nn.Module):
             raise ConfigError(f"net is a {type(net).__name__}, expected a torch.nn.Module (an instance, not a class)")
         self.net = net
-        self.parameterization = _resolve(parameterization)
+        self.parameterization = parameterization if callable(parameterization) else named(parameterization)
+        self._dots = needs_derivatives(self.parameterization)
         self.transform = transform
         self.conditions = _conditions(net)
 
     def predict(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor]:
         level = self.sde.level(t, x)
         alpha, sigma = level.alpha, level.sigma
-        c_skip, c_out = self.parameterization(alpha, sigma)
-        c_in = parameterization.input_scale(self.parameterization, alpha, sigma)
+        c_skip, c_out, c_in = coefficients(self.parameterization, level, self._dots)
         if isinstance(level, Level):
             c_noise = torch.full((x.shape[0],), -level.lam / 4, dtype=x.dtype, device=x.device)
         else:
@@ -91,15 +91,3 @@ def _conditions(net: nn.Module) -> Conditions:
     if "label" in found.names and made.get("classes") and not made.get("label_dropout"):
         return found._replace(required=("label",))
     return found
-
-
-def _resolve(given: str | Parameterization) -> Parameterization:
-    if callable(given):
-        return given
-    if given not in parameterization.NAMES:
-        names = ", ".join(parameterization.NAMES)
-        raise ConfigError(
-            f"parameterization = {given!r}, expected one of {names} or a function (alpha, sigma) -> (c_skip, c_out)"
-            + did_you_mean(str(given), parameterization.NAMES, 0.3)
-        )
-    return parameterization.NAMES[given]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ def plain(net: nn.Module) -> nn.Module:
     of the network.
     """
     while True:
-        if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        if isinstance(net, _WRAPPERS):
             net = net.module
         elif is_compiled(net):
             net = dict(net.named_children())["_orig_mod"]
@@ -34,6 +34,27 @@ def is_compiled(net: nn.Module) -> bool:
     dynamo: Any = sys.modules.get("torch._dynamo")  # who compiles has imported it; it takes two seconds
     return dynamo is not None and isinstance(net, dynamo.OptimizedModule)
 
+
+def clean_name(model: nn.Module) -> Callable[[str], str]:
+    """What turns names of parameters and buffers into those that they have without anything around their networks."""
+    parts = set()
+    for path, module in model.named_modules():
+        inner = "_orig_mod" if is_compiled(module) else "module" if isinstance(module, _WRAPPERS) else ""
+        if inner:
+            parts.add(f"{path}.{inner}" if path else inner)
+
+    def clean(name: str) -> str:
+        kept, path = [], ""
+        for part in name.split("."):
+            path = f"{path}.{part}" if path else part
+            if path not in parts:
+                kept.append(part)
+        return ".".join(kept)
+
+    return clean
+
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 _eager_lock = threading.Lock()
 _eager: list[Any] = []  # of all threads that are within ``eagerly``: the stance of torch.compile belongs to the process

@@ -18,6 +18,7 @@ from scoresde.core.noise import Noise, permutation, seeded
 from scoresde.core.streams import FIT_TIMES, TRAIN_DROPOUT, TRAIN_EPS, TRAIN_TIMES, TRAINING_DRAW, VALIDATION
 from scoresde.errors import CheckpointMismatch, ConfigError, TrainingDiverged
 from scoresde.models.base import inference
+from scoresde.models.plain import clean_name
 from scoresde.sdes.base import device_of
 from scoresde.training import hygiene, loss
 from scoresde.training.average import Average
@@ -47,7 +48,8 @@ class Trainer:
     def __init__(self, model: ScoreModel, source: Source, options: Options, team: Team) -> None:
         self.model, self.source, self.options = model, source, options
         self.team, self.device = team, team.device
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        clean = clean_name(model)
+        self.parameters = {clean(name): p for name, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigError(f"this {type(model).__name__} has no parameters to train")
         self.optimizer = _optimizer(options, list(self.parameters.values()))

@@ -12,7 +12,7 @@ SDES = [sd.VPSDE(), sd.SubVPSDE(), sd.VESDE(), sd.CosineSDE(), sd.EDMSDE(), sd.R
 
 by_name = pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
 
-NAMES = ("x0", "eps", "score", "v", "edm")
+NAMES = ("x0", "eps", "score", "v", "edm", "velocity")
 
 
 def target(event=(3,), dtype=torch.float64):
@@ -41,7 +41,13 @@ class Exact(nn.Module):
             "score": lambda: -eps / sigma,
             "v": lambda: alpha * eps - sigma * x0,
             "edm": lambda: self.edm(x, x0, alpha, sigma),
+            "velocity": lambda: self.velocity(t, x0, eps),
         }[self.name]()
+
+    def velocity(self, t, x0, eps):
+        """By differences of alpha and sigma in closed form: nothing of what is tested."""
+        slopes = [torch.func.jvp(f, (t,), (torch.ones_like(t),))[1].view(-1, *[1] * (x0.ndim - 1)) for f in (self.sde.alpha, self.sde.sigma)]
+        return slopes[0] * x0 + slopes[1] * eps
 
     @staticmethod
     def edm(x, x0, alpha, sigma):

@@ -234,7 +234,7 @@ def test_dtypes_that_do_not_match_the_network():
         (lambda: sd.NetworkModel(nn.Identity(), sd.VPSDE(), 2), "event_shape"),
         (lambda: sd.NetworkModel(nn.Identity(), sd.VPSDE(), "ab"), "event_shape"),
         (lambda: sd.NetworkModel(nn.Identity(), sd.VPSDE(), (2,), "epsilon"), "did you mean 'eps'"),
-        (lambda: sd.NetworkModel(nn.Identity(), sd.VPSDE(), (2,), None), "x0, eps, score, v, edm"),
+        (lambda: sd.NetworkModel(nn.Identity(), sd.VPSDE(), (2,), None), "x0, eps, score, v, velocity, edm"),
     ],
 )
 def test_bad_models(make, message):

@@ -36,7 +36,7 @@ def test_every_parameterization_of_an_exact_model_is_the_exact_model(sde, name):
 
 @by_name
 def test_parameterizations_agree_with_one_another(sde):
-    """At moderate noise, where none of them is ill-conditioned, all five are one model to 1e-12, score and velocity too."""
+    """At moderate noise, where none of them is ill-conditioned, all six are one model to 1e-12, score and velocity too."""
     models = [sd.NetworkModel(Exact(target(), name, sde), sde, (3,), name) for name in NAMES]
     t = float(sde.time_of_log_snr(0.5))
     x = states(sde, t)
@@ -54,13 +54,14 @@ def test_coefficients_of_the_papers():
     assert P.x0(alpha, sigma) == (0.0, 1.0)
     s = 2.5  # EDM's own: alpha = 1
     assert P.edm(1.0, s) == (pytest.approx(0.25 / (s**2 + 0.25)), pytest.approx(s * 0.5 / math.sqrt(s**2 + 0.25)))
-    assert P.input_scale(P.edm, 1.0, s) == pytest.approx(1 / math.sqrt(s**2 + 0.25))
-    assert P.input_scale(P.v, alpha, sigma) == pytest.approx(1.0)
+    assert P.EDM()(1.0, s)[2] == pytest.approx(1 / math.sqrt(s**2 + 0.25))
+    assert P.Scaled()(alpha, sigma)[2] == pytest.approx(1.0)
     for f in (P.x0, P.v, P.edm):  # finite at alpha = 0
         assert all(math.isfinite(c) for c in f(0.0, 1.0))
+    assert P.velocity(0.3, 0.7, -1.0, 1.0) == (pytest.approx(1.0), pytest.approx(-0.7))  # x0 = x - t F, whatever t
     for name in NAMES:  # tensors and floats alike
-        f = getattr(P, name)
-        pairs = zip(f(alpha, sigma), f(*torch.tensor([alpha, sigma], dtype=torch.float64)), strict=True)
+        f, level = getattr(P, name), [alpha, sigma, -1.5, 0.7] if name == "velocity" else [alpha, sigma]
+        pairs = zip(f(*level), f(*torch.tensor(level, dtype=torch.float64)), strict=True)
         assert all(float(b) == pytest.approx(a, rel=1e-14) for a, b in pairs)
 
 
@@ -74,3 +75,73 @@ def test_a_function_is_a_parameterization():
 
     model = sd.NetworkModel(Half(), sd.VPSDE(), (2,), doubled)
     assert torch.equal(model.denoise(torch.randn(3, 2), 0.5), torch.full((3, 2), 2.0))
+
+
+@by_name
+@pytest.mark.parametrize("scale", [0.1, 5.0])
+def test_data_of_another_size(sde, scale):
+    """A network sees inputs of unit variance; the exact network of the scaled target is that of the target, scaled."""
+    inputs = []
+
+    class Spy(nn.Module):
+        def forward(self, x, c_noise):
+            inputs.append(x)
+            return torch.zeros_like(x)
+
+    x0 = scale * torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    eps = torch.randn(4000, 2, generator=torch.Generator().manual_seed(1))
+    for given in (P.EDM(scale), P.Scaled("v", scale), P.Scaled("velocity", scale), P.Scaled("x0", scale), lambda a, s: (0 * a, 1.0, (a**2 * scale**2 + s**2) ** -0.5)):
+        model = sd.NetworkModel(Spy(), sde, (2,), given)
+        for t in (sde.t_min, 0.4, sde.t_max):
+            model.denoise(sde.perturb(x0, t, eps), t)
+            assert float(inputs[-1].std()) == pytest.approx(1, rel=0.03)
+    ours = P.EDM(scale)(0.6, 0.8)
+    s = 0.8 / 0.6  # 2206.00364, table 1
+    assert ours[0] * 0.6 == pytest.approx(scale**2 / (s**2 + scale**2))
+    assert ours[1] == pytest.approx(s * scale / (s**2 + scale**2) ** 0.5)
+
+
+def test_a_flow_matching_network_is_its_own_velocity():
+    """eps - x0 under rectified flow; under the name v it would be another model."""
+    sde, mixture = sd.RectifiedFlow(), target()
+
+    class Flow(nn.Module):
+        def forward(self, x_in, c_noise):
+            t = sde.time_of_log_snr(-8 * c_noise.double()).clamp(sde.t_min, sde.t_max)[:, None]
+            x0, eps = mixture.posterior(x_in, 1 - t, t)
+            return eps - x0
+
+    def of_x(alpha, sigma):
+        return 1.0, -sigma, 1.0  # the paper's network sees x itself
+
+    exact = sd.ExactModel(mixture, sde)
+    x = states(sde, 0.4)
+    model = sd.NetworkModel(Flow(), sde, (3,), of_x)
+    assert torch.allclose(model.velocity(x, 0.4), exact.velocity(x, 0.4), rtol=1e-10, atol=1e-10)
+    assert torch.allclose(model.score(x, 0.4), exact.score(x, 0.4), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("given", ["velocity", P.EDM(5.0), P.Scaled("eps", 3.5), P.Scaled("velocity", 0.1)], ids=str)
+def test_they_are_saved_by_name(given, tmp_path):
+    model = sd.NetworkModel(sd.nets.MLP(2, width=8, depth=1), sd.VPSDE(), (2,), given)
+    sd.save(model, tmp_path)
+    again = sd.load(tmp_path)
+    assert again.parameterization == model.parameterization
+    with pytest.raises(sd.errors.CheckpointMismatch, match="parameterization"):
+        sd.load(tmp_path, parameterization="v")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: P.EDM(0.0), "sigma_data = 0.0"),
+        (lambda: P.Scaled("edm", 2.0), r"give EDM\(2.0\)"),
+        (lambda: P.Scaled("vv"), "parameterization = 'vv'"),
+        (lambda: P.named("flow"), "did you mean 'velocity', as it is called here"),
+        (lambda: P.named("v_prediction"), "did you mean 'v'"),
+        (lambda: sd.NetworkModel(sd.nets.MLP(2), sd.VPSDE(), (2,), lambda a, s: 1.0).denoise(torch.zeros(1, 2), 0.5), "the parameterization gave 1.0"),
+    ],
+)
+def test_bad_ones_are_refused(make, message):
+    with pytest.raises(sd.errors.ConfigError, match=message):
+        make()

@@ -49,7 +49,8 @@ def read_reference(found: Checkpoint) -> GaussianReference | None:
     if tensors is None:
         return None
     try:
-        return GaussianReference(**tensors, **found.config["reference"])
+        # copies: where a tensor lies in a file is where it lies in memory, and matrix products round differently there
+        return GaussianReference(**{name: tensor.clone() for name, tensor in tensors.items()}, **found.config["reference"])
     except (TypeError, ValueError) as error:
         raise CheckpointMismatch(f"{found.path}: its reference cannot be made: {error}") from error
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -175,18 +177,72 @@ def check_same_kind(model: ScoreModel, x: Tensor, name: str = "x") -> None:
         raise DeviceError(f"{name} is on {x.device} but the model is on {model.device}: use {name}.to(model.device)")
 
 
-@contextmanager
-def inference(model: nn.Module, grad: bool = False) -> Iterator[None]:
-    """Evaluation mode, without gradients unless asked; the model is given back as it was."""
+class _Together:
+    """A change of a model that several threads may want at once: the first makes it, the last undoes it."""
+
+    def __init__(self, change: Callable[[nn.Module], Callable[[], None]]) -> None:
+        self.change = change
+        self.lock = threading.Lock()
+        self.within: WeakKeyDictionary[nn.Module, tuple[int, Callable[[], None]]] = WeakKeyDictionary()
+
+    @contextmanager
+    def __call__(self, model: nn.Module) -> Iterator[None]:
+        with self.lock:
+            n, undo = self.within.get(model) or (0, self.change(model))
+            self.within[model] = n + 1, undo
+        try:
+            yield
+        finally:
+            with self.lock:
+                n, undo = self.within.pop(model)
+                if n > 1:
+                    self.within[model] = n - 1, undo
+                else:
+                    undo()
+
+
+def _evaluating(model: nn.Module) -> Callable[[], None]:
+    """Evaluation mode; gives what puts the model back into its own."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
-    try:
-        with torch.inference_mode(False), torch.set_grad_enabled(grad):  # log_prob needs gradients inside, whatever is outside
-            yield
-    finally:
+
+    def undo() -> None:
         for module in training:
             module.training = True
+
+    return undo
+
+
+def _without_gradients(model: nn.Module) -> Callable[[], None]:
+    """Parameters that ask for no gradient; gives what lets them ask again."""
+    changed = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in changed:
+        parameter.requires_grad_(False)
+
+    def undo() -> None:
+        for parameter in changed:
+            parameter.requires_grad_(True)
+
+    return undo
+
+
+_evaluation, _freezing = _Together(_evaluating), _Together(_without_gradients)
+
+
+@contextmanager
+def inference(model: nn.Module, grad: bool = False) -> Iterator[None]:
+    """Evaluation mode, without gradients unless asked; the model is given back as it was, by the last of several threads."""
+    # log_prob needs gradients inside, whatever is outside
+    with _evaluation(model), torch.inference_mode(False), torch.set_grad_enabled(grad):
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Parameters without gradients; given back as they were, by the last of several threads."""
+    with _freezing(model):
+        yield
 
 
 def check_model(model: Any) -> None:
@@ -194,16 +250,3 @@ def check_model(model: Any) -> None:
         raise ConfigError(
             f"model is a {type(model).__name__}, expected a ScoreModel: scoresde.NetworkModel(net, sde, event_shape) for a network"
         )
-
-
-@contextmanager
-def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """Parameters without gradients; given back as they were."""
-    changed = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in changed:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in changed:
-            parameter.requires_grad_(True)

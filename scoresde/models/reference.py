@@ -136,7 +136,8 @@ class GaussianReference:
         variance, basis = torch.linalg.eigh((covariance + covariance.mT) / 2)
         if float(variance[0]) < -1e-6 * float(variance[-1]):
             raise ConfigError(f"the covariance of GaussianReference has an eigenvalue of {float(variance[0]):.3g}, expected none < 0")
-        return cls(mean, _floored(variance), "full", basis, exact, width)
+        # laid out as a file gives it back: matrix products round differently otherwise
+        return cls(mean, _floored(variance), "full", basis.contiguous(), exact, width)
 
     @property
     def scale(self) -> float:

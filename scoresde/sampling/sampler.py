@@ -21,7 +21,7 @@ from scoresde.models.base import check_model, check_same_kind, inference
 from scoresde.models.batches import batch_size_of, bind_conditions, in_batches
 from scoresde.models.conditions import check_conditions
 from scoresde.solvers.loop import check_noise, draws_for, solve
-from scoresde.solvers.planning import bind_solver, make_times
+from scoresde.solvers.planning import bind_solver, listed, make_times
 
 if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
@@ -79,7 +79,8 @@ def sample(
     """Draws n samples, (n, *event_shape), in model space.
 
     Sample i is a function of (seed, ids[i]): its noise is the same to the bit for any n, order of ids and batch size, and with a
-    solver of fixed steps so is the sample, at the same ``batch_size`` (the last batch is padded).
+    solver of fixed steps so is the sample, up to the rounding in which networks differ from one size of a batch to another. With a
+    ``batch_size`` that is given the last batch is filled up, and samples are the same to the bit for any n.
 
     Args:
         model: a ScoreModel.
@@ -98,7 +99,8 @@ def sample(
             over log(alpha/sigma), the same path for any steps, times and t_end, so that results at several step counts differ by
             their discretization alone (see ``scoresde.core.brownian.BrownianPath``).
         denoise: at the end, replace x by E[x_0 | x] (Tweedie's formula, one more call).
-        batch_size: samples computed at once; None: a function of the event shape, good on a CPU (more is faster on a GPU).
+        batch_size: samples computed at once; None: at most a number that depends on the event shape alone, good on a CPU (more is faster
+            on a GPU), and no sample that was not asked for.
         return_log_prob: also return log p of the samples at the last time, (n,) float64 in nats: of the density that the
             probability-flow ODE makes of N(0, sigma^2 I) at the first time. For deterministic solvers. With those that ask for x0
             or eps (``ReferenceSolver``, ``UniPC``, ...) the rate of log p is integrated over their nodes and the end, one more call;
@@ -126,6 +128,7 @@ def sample(
         if denoise:
             raise ConfigError("return_log_prob=True with denoise=True: denoised samples have no density that is known; give one")
     n, x_init = _check_start(model, n, x_init)
+    times = listed(times)
     method, steps = bind_solver(solver, model, steps, times, t_end, cond)
     plan = make_times(model.sde, method, steps, times, t_end)
     check_seed(seed)
@@ -138,7 +141,7 @@ def sample(
         log_p = torch.empty(n, dtype=torch.float64, device=device)
         levels = model.sde.levels(plan)
         with bar(progress, -(-n // size) * (len(levels) - 1), "sampling") as advance:
-            for batch in in_batches(model, cond, n, size, device, padded=True):
+            for batch in in_batches(model, cond, n, size, device, padded=batch_size is not None):
                 rows, bound, place = batch.rows, batch.model, batch.place
                 own = Noise(seed, id_array[rows], model.event_shape, dtype, device)
                 draws = draws_for(noise, own, model.sde, levels)
@@ -194,6 +197,7 @@ def trajectory(
     check_model(model)
     cond = check_conditions(model.conditions, cond, trajectory, dtype=model.dtype)
     n, x_init = _check_start(model, n, x_init)
+    times = listed(times)
     method, steps = bind_solver(solver, model, steps, times, t_end, cond)
     plan = make_times(model.sde, method, steps, times, t_end)
     dtype, device = (model.dtype, model.device) if x_init is None else (x_init.dtype, x_init.device)

@@ -32,7 +32,9 @@ from torch import Tensor
 from scoresde.core.tensors import expand, transformed
 from scoresde.errors import ConfigError, NonFiniteError, TimeRangeError
 from scoresde.sdes.completion import DERIVED, alpha_by_quadrature, function_of_time, time_derivative
-from scoresde.sdes.levels import BatchLevel, Level
+from scoresde.sdes.levels import SLACK, BatchLevel, Level
+
+LEAST_SIGNAL = 1e-8  # alpha/sigma at t_max: below it x0 = (x - sigma eps)/alpha has no digits left
 
 MARGINAL, COEFFICIENTS = ("alpha", "sigma"), ("drift_coefficient", "diffusion")
 
@@ -146,11 +148,10 @@ class SDE(ABC):
             low, high = (float(v) for v in torch.aminmax(t.detach()))
             if math.isnan(low) or math.isnan(high):
                 raise NonFiniteError("t holds NaN: expected times in [t_min, t_max]")
-            slack = 1e-6 if t.dtype != torch.float64 else 1e-12  # float32(1e-5) is not 1e-5
-            if low < self.t_min * (1 - slack) or high > self.t_max * (1 + slack):
+            if low < self.t_min * (1 - SLACK) or high > self.t_max * (1 + SLACK):
                 t_bad = low if low < self.t_min else high
                 raise TimeRangeError(
-                    f"t = {t_bad:.6g} is outside [t_min, t_max] = [{self.t_min:.6g}, {self.t_max:.6g}] of {self}"
+                    f"t = {t_bad:.8g} is outside [t_min, t_max] = [{self.t_min:.8g}, {self.t_max:.8g}] of {self}"
                 )
         return t
 
@@ -181,3 +182,8 @@ def check_ends(sde: SDE) -> None:
                 f"alpha = {t.alpha:.3g} and sigma = {t.sigma:.3g} at t = {float(t):.6g} of {sde}: expected numbers between "
                 "1e-100 and 1e100; give another t_min or t_max"
             )
+    if t.s > 1 / LEAST_SIGNAL:
+        raise ConfigError(
+            f"alpha/sigma = {1 / t.s:.3g} at t_max = {float(t):.6g} of {sde}, which is zero terminal SNR but for rounding: nothing can be "
+            f"divided by alpha there. Give a t_max where alpha/sigma is at least {LEAST_SIGNAL:g}; the prior is the same to that accuracy"
+        )

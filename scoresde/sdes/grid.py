@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoresde.core.checks import check_positive, check_positive_int
 from scoresde.errors import ConfigError
+from scoresde.sdes.levels import SLACK
 
 if TYPE_CHECKING:
     from scoresde.sdes.base import SDE
@@ -32,6 +33,8 @@ def _ends(sde: SDE, start: float | None, end: float | None) -> tuple[float, floa
         start, end = sde.t_max if start is None else float(start), float(end)
     except (TypeError, ValueError):
         raise ConfigError(f"a grid from t = {start!r} down to t_end = {end!r}: expected numbers") from None
+    end = sde.t_min if sde.t_min * (1 - SLACK) <= end < sde.t_min else end
+    start = sde.t_max if sde.t_max < start <= sde.t_max * (1 + SLACK) else start
     if not sde.t_min <= end < start <= sde.t_max:
         raise ConfigError(
             f"a grid from t = {start:.6g} down to t_end = {end:.6g}: expected "

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+SLACK = 1e-6  # relative, of times at the ends of the range: float32(1e-5) is not 1e-5, whatever it is turned into afterwards
+
 
 class FunctionsOfTime(Protocol):
     """What levels and completion ask of an SDE: its functions of time and their range."""

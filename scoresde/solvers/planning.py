@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from scoresde.core.checks import check_positive_int
 from scoresde.errors import ConfigError, NonFiniteError, TimeRangeError
 from scoresde.sdes import grid
+from scoresde.sdes.levels import SLACK
 from scoresde.solvers.base import Solver, check_solver
 from scoresde.solvers.multistep import UniPC
 from scoresde.solvers.reference import ReferenceSolver
@@ -19,6 +20,8 @@ from scoresde.solvers.reference import ReferenceSolver
 if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
     from scoresde.sdes.base import SDE
+
+CLOSEST = 2e-9  # relative distance of two times
 
 AUTO_STEPS = 20  # network calls of solver="auto" when not told how many
 
@@ -50,12 +53,17 @@ def bind_solver(
     if isinstance(solver, str) and solver == "auto":
         if times is None:
             steps = AUTO_STEPS if steps is None else steps
-        calls = steps or max(len(times) - 1 if hasattr(times, "__len__") else AUTO_STEPS, 1)
+        calls = steps or max(len(times) - 1 if isinstance(times, Sized) else AUTO_STEPS, 1)
         solver = auto(model, calls, t_end, cond, times is not None)
     check_solver(solver)
     if times is None and steps is None:
         steps = solver.default_steps
     return solver.bind(model, steps if times is None else None), steps
+
+
+def listed(times: Any) -> Any:
+    """Times that can be counted: a generator as a list, all else as it is."""
+    return list(times) if isinstance(times, Iterator) else times
 
 
 def make_times(
@@ -83,9 +91,15 @@ def make_times(
         raise NonFiniteError("times hold NaN or inf")
     if not bool((plan.diff() < 0).all()):
         raise ConfigError("times are not decreasing: they run from noise (t_max) to data (t_end), each below the one before")
-    if float(plan[0]) > sde.t_max * (1 + 1e-12) or float(plan[-1]) < sde.t_min * (1 - 1e-12):
-        raise TimeRangeError(
-            f"times run from {float(plan[0]):.6g} to {float(plan[-1]):.6g}, "
-            f"expected within [t_min, t_max] = [{sde.t_min:.6g}, {sde.t_max:.6g}]"
+    if bool((plan.diff() > -CLOSEST * plan[:-1]).any()):
+        i = int((plan.diff() / plan[:-1]).argmax())
+        raise ConfigError(
+            f"times {float(plan[i])!r} and {float(plan[i + 1])!r} are so close that what a step changes is lost by rounding: expected "
+            f"{CLOSEST:g} of the time between them, or more"
         )
-    return plan
+    if float(plan[0]) > sde.t_max * (1 + SLACK) or float(plan[-1]) < sde.t_min * (1 - SLACK):
+        raise TimeRangeError(
+            f"times run from {float(plan[0]):.8g} to {float(plan[-1]):.8g}, "
+            f"expected within [t_min, t_max] = [{sde.t_min:.8g}, {sde.t_max:.8g}]"
+        )
+    return plan.clamp(sde.t_min, sde.t_max)

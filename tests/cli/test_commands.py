@@ -160,7 +160,7 @@ def test_processes_share_the_samples(runs, run, tmp_path, monkeypatch):
     ids = np.concatenate([part["ids"] for part in parts])
     assert sorted(ids) == list(range(7))
     whole = sd.sample(sd.load(runs / "moons"), 7, steps=2)
-    assert np.array_equal(np.concatenate([part["samples"] for part in parts]), whole[torch.from_numpy(ids)].numpy())
+    assert np.allclose(np.concatenate([part["samples"] for part in parts]), whole[torch.from_numpy(ids)].numpy(), rtol=0, atol=1e-6)
     assert run(f"sample {runs}/moons --n 7 --out {tmp_path}/x.png") == 2
 
 

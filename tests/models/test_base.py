@@ -62,7 +62,7 @@ def test_a_foreign_model_needs_denoise_alone(sde):
     assert x0.shape == eps.shape == x.shape
 
 
-@pytest.mark.parametrize("t_max", [0.999, 0.999999, 1 - 1e-12])
+@pytest.mark.parametrize("t_max", [0.999, 0.999999, 1 - 1e-7])
 @pytest.mark.parametrize("cls", [sd.CosineSDE, sd.RectifiedFlow])
 @pytest.mark.parametrize("name", ["x0", "v", "edm"])
 def test_velocity_is_finite_where_alpha_is_tiny(cls, name, t_max):

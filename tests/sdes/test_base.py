@@ -187,3 +187,55 @@ def test_configuration_is_a_value():
         assert hash(sde) == hash(type(sde)(**fields))
         with pytest.raises(dataclasses.FrozenInstanceError):
             sde.t_min = 0.5
+
+
+# ---- the ends of the time range
+
+
+class Zero(sd.SDE):
+    """Zero terminal SNR but for rounding: alpha(1) = 6e-17."""
+
+    def alpha(self, t):
+        return torch.cos(torch.pi / 2 * t)
+
+    def sigma(self, t):
+        return torch.sin(torch.pi / 2 * t)
+
+
+@pytest.mark.parametrize("sde", [Zero(), sd.CosineSDE(t_max=1 - 1e-16), sd.RectifiedFlow(t_max=1 - 1e-12)], ids=lambda s: type(s).__name__)
+def test_zero_terminal_snr_is_refused(sde):
+    """By the model, before anything is divided by alpha; with what to do."""
+    mixture = sd.GaussianMixture(torch.zeros(1, 2), torch.ones(1))
+    with pytest.raises(ConfigError, match=r"alpha/sigma = .* at t_max = 1 of .*, which is zero terminal SNR but for rounding.*Give a t_max where"):
+        sd.ExactModel(mixture, sde)
+
+
+def test_a_signal_that_can_be_divided_by_is_enough():
+    mixture = sd.GaussianMixture(torch.tensor([[0.5, -0.5]]).double(), torch.tensor([0.7]).double())
+    model = sd.ExactModel(mixture, sd.RectifiedFlow(t_max=1 - 1e-7))
+    x = sd.sample(model, 512, solver=sd.Heun(), times=sd.grid.log_snr(model.sde, 60))
+    assert float((x.mean(0) - mixture.means[0]).abs().max()) < 4 * 0.7 / 512**0.5
+    found = sd.log_prob(model, x[:8])
+    assert torch.allclose(found.log_prob, model.log_prob(x[:8], model.sde.t_min), atol=1e-4)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
+def test_float32_times_are_times(sde):
+    """float32(1e-5) < 1e-5 and float32(0.999) > 0.999: a grid made in torch's default dtype runs all the way."""
+    model = sd.ExactModel(sd.GaussianMixture(torch.zeros(1, 2).double(), torch.ones(1).double()), sde)
+    exact, rounded = (torch.linspace(sde.t_max, sde.t_min, 11, dtype=dtype) for dtype in (torch.float64, torch.float32))
+    for times in (rounded, rounded.tolist(), iter(rounded.tolist()), map(float, rounded), (float(t) for t in rounded)):
+        x = sd.sample(model, 3, solver=sd.Euler(), times=times)
+        assert torch.allclose(x, sd.sample(model, 3, solver=sd.Euler(), times=exact), atol=1e-3)
+    end = float(torch.tensor(sde.t_min))
+    assert torch.allclose(sd.sample(model, 3, steps=5, t_end=end), sd.sample(model, 3, steps=5, t_end=sde.t_min), atol=1e-6)
+    for t in (float(rounded[0]), float(rounded[-1])):
+        assert torch.isfinite(model.velocity(torch.ones(2, 2), t)).all()
+    with pytest.raises(TimeRangeError):
+        sd.sample(model, 3, times=[sde.t_max * 1.001, sde.t_min])
+
+
+def test_times_that_are_hardly_apart_are_refused():
+    model = sd.ExactModel(sd.GaussianMixture(torch.zeros(1, 2), torch.ones(1)), sd.VPSDE())
+    with pytest.raises(ConfigError, match=r"times 1.0 and 0.999999999 are so close that what a step changes is lost by rounding"):
+        sd.sample(model, 3, times=[1.0, 1.0 - 1e-9, 0.5])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,11 +16,15 @@ from scoresde.errors import ConfigError, DeviceError, DTypeError, ShapeError
 from scoresde.models.answers import Answers
 from scoresde.models.conditions import Conditions, check_conditions
 from scoresde.models.counting import counted
+from scoresde.models.plain import eagerly
 from scoresde.sdes.base import SDE, check_ends, check_range
 from scoresde.sdes.levels import Level
 
 if TYPE_CHECKING:
     from scoresde.models.counting import Calls
+
+
+_AS_IT_IS: nullcontext[None] = nullcontext()
 
 
 class ScoreModel(nn.Module, Answers):
@@ -96,7 +100,8 @@ class ScoreModel(nn.Module, Answers):
             t = self.sde.levels([float(t)])[0] if t.ndim == 0 else t
         level = self.sde.level(t, x)
         try:
-            x0, eps = counted(self._calls, self._own, x, t, **cond)
+            with eagerly(self) if x.requires_grad else _AS_IT_IS:
+                x0, eps = counted(self._calls, self._own, x, t, **cond)
         except (RuntimeError, TypeError):
             self._explain(x, cond)
             raise

@@ -14,6 +14,7 @@ from scoresde.errors import ConfigError
 from scoresde.models import parameterization
 from scoresde.models.base import ScoreModel
 from scoresde.models.conditions import Conditions
+from scoresde.models.plain import plain
 from scoresde.sdes.levels import Level
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class NetworkModel(ScoreModel):
         self.net = net
         self.parameterization = _resolve(parameterization)
         self.transform = transform
-        self.conditions = Conditions.of(net.forward, 2)
+        self.conditions = Conditions.of(plain(net).forward, 2)
 
     def predict(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor]:
         level = self.sde.level(t, x)
@@ -60,7 +61,9 @@ class NetworkModel(ScoreModel):
             c_noise = torch.full((x.shape[0],), -level.lam / 4, dtype=x.dtype, device=x.device)
         else:
             c_noise = like(-level.lam / 4, x).flatten()
-        F = self.net(like(c_in, x) * x, c_noise, **cond)
+        # of a compiled network, or of replicas, there are no further derivatives: the network itself is for these
+        net = plain(self.net) if x.requires_grad else self.net
+        F = net(like(c_in, x) * x, c_noise, **cond)
         if not isinstance(F, Tensor) or F.shape != x.shape:
             return F, F  # reported by the caller
         if F.dtype != x.dtype:  # under autocast
@@ -73,7 +76,8 @@ class NetworkModel(ScoreModel):
 
 def made_with(model: ScoreModel) -> Mapping[str, Any] | None:
     """The arguments that the network of a model was made with, if it keeps them in ``config``, as our own do; else None."""
-    config = getattr(dict(model.named_children()).get("net"), "config", None)
+    net = dict(model.named_children()).get("net")
+    config = None if net is None else getattr(plain(net), "config", None)
     return config if isinstance(config, Mapping) else None
 
 

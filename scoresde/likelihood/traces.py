@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KINDS = ("hutchinson", "gaussian", "reference", "hutch++", "exact")
 
-NUMBERS = 1 << 15  # in the products that are computed at once: convolutions are no faster for more, and memory grows
+NUMBERS = 1 << 14  # in the products that are computed at once: convolutions are no faster for more, and memory grows, 4 KiB a number
 
 CONTROL = {"hutchinson": 0.5, "gaussian": 1.0}  # share of the reference's trace that is replaced by its exact value
 

@@ -37,7 +37,7 @@ STEPS = 40  # network calls when not told how many
 
 LOWER = 2 / 3  # share of the lower of two orders in their predictions
 
-ROUGH_UP_TO = 27  # calls of a network whose predictions are of order 3: those of order 4 run away where it is rough in the noise level
+ROUGH_UP_TO = 50  # calls of a network, whose predictions are of order 3: those of order 4 run away where it is rough in the noise level
 
 FREE_UP_TO = 20  # calls: with more, moments from data would err more at t_max than the steps do
 

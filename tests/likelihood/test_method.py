@@ -57,7 +57,7 @@ def test_the_solver_follows_the_model_and_the_steps():
 def test_steps_of_a_solver_that_chooses_its_own(solver):
     model = network((2,), reference=False)
     for function, data in ((sd.log_prob, torch.zeros(2, 2)), (sd.bits_per_dim, torch.zeros(2, 2, dtype=torch.long))):
-        with pytest.raises(ConfigError, match="steps = 7 with .*, which chooses its own steps: leave steps out"):
+        with pytest.raises(ConfigError, match=r"steps = 7 with .*, which chooses its own steps: leave steps out"):
             function(model, data, **({"transform": sd.Transform(4)} if function is sd.bits_per_dim else {}), solver=solver, steps=7)
     sd.log_prob(model, torch.zeros(1, 2), solver=sd.TorchDiffEq("rk4"), steps=3)  # a fixed one takes them
 
@@ -110,7 +110,7 @@ def test_levels_and_range_are_those_of_the_model(function):
     own = function(model, levels, **how)  # falls back on it
     assert own.mean == function(model, levels, sd.Transform(levels=4), **how).mean
     for other in (sd.Transform(levels=8), sd.Transform(levels=4, low=0.0)):
-        with pytest.raises(ConfigError, match="transform = Transform.*, but the model's own is Transform\\(levels=4, low=-1.0, high=1.0\\)"):
+        with pytest.raises(ConfigError, match=r"transform = Transform.*, but the model's own is Transform\(levels=4, low=-1.0, high=1.0\)"):
             function(model, levels, other, **how)
         assert math.isfinite(function(model, levels, other, check_scale=False, **how).mean)
     same = [function(model, levels.to(dtype), **how).mean for dtype in (torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.uint64)]

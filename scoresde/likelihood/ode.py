@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,9 @@ def _evaluate(
 
     def errors(run: Run, looser: bool, rows: np.ndarray) -> Tensor:
         """Of these samples, by another solve."""
-        other, other_deltas = integrate(run, rows)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*their results are NaN")  # those of the judge, not ours
+            other, other_deltas = integrate(run, rows)
         found = value[rows] - (prior_of(other) + other_deltas.mean(1))
         return -found if looser else found
 
@@ -188,7 +191,8 @@ def _evaluate(
         for run, looser in how.judges if len(few) else ():
             worst = few if run is how.judges[0][0] else few[budget.is_large(discretization[few], x[0].numel()).cpu().numpy()]
             if len(worst):
-                discretization[worst] = errors(run, looser, worst)
+                found = errors(run, looser, worst)
+                discretization[worst] = torch.where(found.isnan(), discretization[worst], found)
         if len(few):
             cut[few] = budget.cut(bind_conditions(model, cond, few, n, x.device), x[few], first, draw(few)[1])
     parts = zip(latent.split(how.size), log_p.split(how.size), strict=True)

@@ -162,3 +162,40 @@ def test_a_looser_judge_has_the_sign_of_an_error():
     r = sd.log_prob(model, x, solver=sd.AdaptiveODE(1e-6, 1e-6), check=8)
     assert torch.allclose(r.discretization, loose - tight, rtol=1e-3, atol=1e-9)
     assert float(r.discretization.abs().max()) > 0
+
+
+class Rough(Memorised):
+    """A network that is rough in the noise level, as those with random Fourier features of it are: hundreds of waves along a path."""
+
+    def __init__(self, target, sde, size=0.03, waves=20.0):
+        super().__init__(target, sde)
+        self.size, self.waves = size, waves * torch.randn(target.event_shape, generator=torch.Generator().manual_seed(0)).double()
+
+    def predict(self, x, t):
+        level = self.sde.level(t, x)
+        _, eps = self.target.posterior(x, level.alpha, level.sigma)
+        s = torch.as_tensor(level.sigma / level.alpha)
+        eps = eps + self.size * (self.waves * s.log()).sin() * (2 * x / (level.alpha**2 + level.sigma**2) ** 0.5).sin()
+        return (x - level.sigma * eps) / level.alpha, eps
+
+
+@pytest.mark.parametrize("steps", [10, 20, 40])
+def test_errors_of_rough_networks_are_told(steps):
+    """More steps are no better there, so that nothing can be extrapolated: within a tenth in the mean over points."""
+    model = Rough(correlated_mixture(16), sd.VPSDE())
+    x = model.target.sample(24)
+    truth = sd.log_prob(model, x, solver=sd.AdaptiveODE(1e-6, 1e-6)).log_prob
+    r = sd.log_prob(model, x, steps=steps, check=24)
+    error = (r.log_prob - truth).abs().mean()
+    assert error > 0.05
+    assert float(r.discretization.abs().mean()) == pytest.approx(float(error), rel=0.15)
+
+
+def test_networks_are_predicted_at_order_3_up_to_50_calls():
+    """Where order 4 runs away on rough ones; exact models and those of bare levels keep it."""
+    model = Memorised(correlated_mixture(3), sd.VPSDE())
+    exact = sd.ExactModel(model.target, sd.VPSDE())
+    x = model.target.sample(3)
+    for calls, order, net in ((20, 3, model), (50, 3, model), (51, 4, model), (12, 3, exact), (20, 4, exact)):
+        found, same = (sd.log_prob(net, x, steps=calls, solver=sd.ReferenceSolver(order=k)).log_prob for k in (None, order))
+        assert torch.equal(found, same), (calls, order)

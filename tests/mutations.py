@@ -249,6 +249,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("likelihood/test_bound.py::test_the_prior_part_is_the_divergence_of_normals",),
     ),
     Mutation(
+        "errors of time steps extrapolated from a solve that errs as much",
+        "likelihood/budget.py",
+        "        if isinstance(model, ExactModel):\n            return",
+        "        if False:\n            return",
+        ("likelihood/test_budget.py::test_errors_of_fixed_steps_are_told_far_from_the_data",),
+    ),
+    Mutation(
+        "the compiled network differentiated",
+        "models/network.py",
+        "net = plain(self.net) if x.requires_grad else self.net",
+        "net = self.net",
+        ("models/test_plain.py::test_derivatives_are_those_of_the_network_itself",),
+    ),
+    Mutation(
+        "calls of batches, not of samples",
+        "models/counting.py",
+        "divmod(self.rows, max(n, 1))",
+        "divmod(self.forward, 1)",
+        ("likelihood/test_ode.py::test_bits_per_dim_counts_and_averages",),
+    ),
+    Mutation(
         "the mean of logs where the log of the mean is meant",
         "likelihood/results.py",
         "ratio.logsumexp(0) - math.log(len(ratio)) if importance_weighted else ratio.mean(0)",

@@ -12,6 +12,7 @@ from scoresde.data.transform import DEQUANTIZATIONS
 from scoresde.evaluation.frontier.compare import SOLVERS
 from scoresde.likelihood import flow, traces
 from scoresde.likelihood.bits import bits_per_dim
+from scoresde.likelihood.method import EXACT_UP_TO
 from scoresde.models import parameterization
 from scoresde.solvers.base import Solver
 from scoresde.solvers.planning import AUTO_STEPS
@@ -195,7 +196,7 @@ OPTIONS: dict[str, tuple[_Option, ...]] = {
         _option("--steps", f"network calls of ReferenceSolver ({flow.STEPS}), or steps of a solver with fixed ones", "N", type=int),
         _option(
             "--divergence",
-            "of the velocity: estimated, or exact and slow",
+            f"of the velocity: estimated, or exact (exact up to {EXACT_UP_TO} dimensions, else hutchinson)",
             choices=[*traces.KINDS],
             default=default(bits_per_dim, "divergence"),
         ),

@@ -48,7 +48,11 @@ def check_data(x: Any, event_shape: tuple[int, ...] | None = None, name: str = "
     check_floating(x, name)
     check_shape(x, event_shape, name)
     finite = torch.isfinite(x)
-    if not bool(finite.all()):
+    try:
+        fine = bool(finite.all())
+    except RuntimeError:  # under torch.func.vmap nobody can look at numbers
+        return x
+    if not fine:
         bad = (~finite).nonzero()
         kind = "NaN" if bool(torch.isnan(x).any()) else "inf"
         raise NonFiniteError(

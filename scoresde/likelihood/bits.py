@@ -16,9 +16,10 @@ from scoresde.core.digest import digest, of_tensors
 from scoresde.core.noise import check_ids, check_seed
 from scoresde.core.pieces import pack, run, unpack
 from scoresde.errors import ConfigError
-from scoresde.likelihood.dequantize import resolve
-from scoresde.likelihood.method import check_data_scale, identity, method
+from scoresde.likelihood.dequantize import as_levels, check_same_transform, resolve
+from scoresde.likelihood.method import check_data_scale, default_divergence, identity, method
 from scoresde.likelihood.ode import evaluate
+from scoresde.likelihood.report import warn_of_time_steps
 from scoresde.likelihood.results import BitsPerDim, LogProb, bits_of
 from scoresde.models.base import check_model, check_same_kind
 from scoresde.models.conditions import check_conditions, check_lengths, slice_cond
@@ -41,7 +42,7 @@ def bits_per_dim(
     importance_weighted: bool = False,
     solver: Solver | None = None,
     steps: int | None = None,
-    divergence: str = "hutchinson",
+    divergence: str | None = None,
     probes: int = 1,
     prior: Callable[[Tensor], Tensor] | str | None = None,
     seed: int = 0,
@@ -64,7 +65,8 @@ def bits_per_dim(
     Args:
         model: a ScoreModel of the transform's model space.
         levels: integers (B, *event_shape) in 0..K-1.
-        transform: the data's ``Transform``; it carries K and the range, so there is no offset to type. None: that of a dequantizer.
+        transform: the data's ``Transform``; it carries K and the range, so there is no offset to type. None: that of a dequantizer, or
+            else the model's own. It must have the levels and the range of the model's own (``check_scale=False`` if you mean it).
         dequantizations: draws for each sample, each a function of (seed, sample id, draw).
         dequantization: "uniform" noise over each bin; "normal", the diffusion's own noise at t_min around the middle of each bin;
             or a ``Dequantizer``. None is what the model was trained for: ``model.transform.dequantization``. ("importance" is
@@ -72,7 +74,8 @@ def bits_per_dim(
         importance_weighted: the log of the mean of p/q over the draws instead of the mean of the log, a tighter bound the more
             draws there are (1509.00519), for divergence="exact": random traces would bias it.
         solver, steps, divergence, probes, prior, seed, ids, batch_size, check_scale, **cond: as for ``log_prob``.
-        check: samples for the estimates of some errors, see ``log_prob``; in the first draw.
+        check: samples on which some errors are measured, see ``log_prob``; in the first draw. It warns where the time steps err by
+            more than the standard error of the mean.
         check_steps: see ``log_prob``; the result then has ``corrected``, the mean as these steps would give it: few steps on all
             samples and many on the first ``check``, which should be like the rest, as those of a shuffled test set are.
         out, overwrite: a file, or a folder for its ``rows.jsonl``, to which every finished batch is added, with all its draws; the
@@ -95,9 +98,12 @@ def bits_per_dim(
         dequantization, importance_weighted = "uniform", True
     dequantizer = resolve(dequantization, model, transform)
     transform = dequantizer.transform
+    if check_scale:
+        check_same_transform(model, transform)
+    levels = as_levels(levels)
     transform.check_levels(levels)
     K = check_positive_int(dequantizations, "dequantizations")
-    if importance_weighted and divergence != "exact":
+    if importance_weighted and default_divergence(model, divergence, probes) != "exact":
         raise ConfigError(
             "importance-weighted dequantization needs divergence = 'exact': the mean of p over draws is too large by the variance "
             "of random traces, and would no longer be a bound"
@@ -150,4 +156,5 @@ def bits_per_dim(
     log_q = [[v for r in records for v in unpack(r["draws"][draw]["log_q"])] for draw in range(K)]
     ratio = torch.stack([r.log_prob for r in results]).cpu() - torch.tensor(log_q, dtype=torch.float64)
     found = BitsPerDim.of(results, ratio, scale, settings, importance_weighted)
+    warn_of_time_steps(found.report(), steps)
     return found if dequantizer.blur else found.without_cut()

@@ -32,7 +32,7 @@ from scoresde.core.progress import bar
 from scoresde.errors import ConfigError
 from scoresde.likelihood.bound_parts import Ends, diffusion_term, last_term, prior_term
 from scoresde.likelihood.budget import mean, mean_error, root_sum
-from scoresde.likelihood.dequantize import dequantization_of
+from scoresde.likelihood.dequantize import as_levels, check_same_transform, dequantization_of
 from scoresde.likelihood.method import check_data_scale
 from scoresde.likelihood.report import settings_of
 from scoresde.likelihood.results import Elbo
@@ -65,13 +65,13 @@ def elbo(
 ) -> Elbo:
     """The variational bound of integer levels (bits per dimension, with their ``transform``) or of floats (nats).
 
-    Takes draws + 1 network calls a batch, no derivatives.
+    Takes draws + 1 network calls a sample, no derivatives.
 
     Args:
         model: a ScoreModel.
         data: integers (B, *event_shape) in 0..K-1, for "density" dequantized once, by the uniform noise of ``bits_per_dim`` of the same
             seed; or model-space floats.
-        transform: the data's ``Transform``, for integers.
+        transform: the data's ``Transform``, for integers; None: the model's own.
         draws: times and noises for each sample, one time in each of as many equal parts.
         prior: None for N(0, prior_std^2 I) at t_max; "reference" for the moments of the model's reference there.
         reconstruction: "density" is N(x; D, s^2 I) at the dequantized x; "levels" the probability that N(D, s^2 I) gives to the bin of
@@ -89,6 +89,11 @@ def elbo(
     check_model(model)
     cond = check_conditions(model.conditions, cond, elbo, dtype=model.dtype)
     sde = model.sde
+    data = as_levels(data)
+    if transform is None and isinstance(data, Tensor) and not data.is_floating_point():
+        transform = model.transform
+    if transform is not None and check_scale:
+        check_same_transform(model, transform)
     if transform is None and isinstance(data, Tensor) and not data.is_floating_point():
         raise ConfigError("integer levels need their transform, scoresde.Transform(levels=256) for 8-bit images; floats have none")
     id_array = check_ids(ids, len(data))
@@ -140,7 +145,7 @@ def elbo(
         "t_min": float(first),
         "t_max": sde.t_max,
         "seed": seed,
-        "nfe": calls.forward,
+        "nfe": calls.a_sample(n),
     }
     if transform is not None:
         settings |= {"dequantization": "none" if discrete else "uniform", "levels": transform.levels, "data": of_tensors([data])}
@@ -153,6 +158,6 @@ def elbo(
         mean(last_part),
         (1 if transform is None else bits) * root_sum(error),
         "nats" if transform is None else "bits/dim",
-        calls.forward,
+        calls.a_sample(n),
         settings,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,13 +12,19 @@ from torch import Tensor
 from scoresde.core.checks import check_positive_int
 from scoresde.errors import ConfigError
 from scoresde.likelihood import flow
+from scoresde.models.exact import ExactModel
+from scoresde.solvers.adaptive import AdaptiveODE
 from scoresde.solvers.base import Solver
+from scoresde.solvers.foreign import TorchDiffEq
 from scoresde.solvers.reference import ReferenceSolver, model_reference
 
 if TYPE_CHECKING:
     from scoresde.likelihood.traces import Traces
     from scoresde.models.base import ScoreModel
     from scoresde.sdes.levels import Level
+
+
+LARGE, LARGE_PER_DIMENSION = 0.02, 0.0005  # nats a sample
 
 
 def steps_of(solver: Solver, steps: int | None) -> int:
@@ -27,23 +34,60 @@ def steps_of(solver: Solver, steps: int | None) -> int:
     return flow.STEPS if isinstance(solver, ReferenceSolver) else solver.default_steps
 
 
-def coarser(solver: Solver, steps: int | None) -> tuple[Solver, int | None, float] | None:
-    """A solver at half of the resolution, its steps, and how many times larger its error is at least, less 1."""
-    loose = solver.loosened(10.0)
-    if loose is not None:
-        return loose, steps, 1.0
-    steps = steps_of(solver, steps)
-    return (solver, steps // 2, 3.0 if isinstance(solver, ReferenceSolver) else 1.0) if steps > 1 else None
+class Judge(NamedTuple):
+    """What another solve says of a solve: its solver and steps, in words, and how often the difference is more than the error.
+
+    A solver that is ``looser`` than the one that is judged errs more, and the difference of the two is an error of its own: the sign
+    is the other way round.
+    """
+
+    solver: Solver
+    steps: int | None
+    what: str
+    looser: bool = False
 
 
-def finer(solver: Solver, steps: int | None, check_steps: Any, check: int) -> tuple[Solver, int, float]:
-    """The same solver with more steps, as ``coarser``: its own error is taken for 0. Raises ConfigError unless that makes sense."""
+def judges(model: ScoreModel, solver: Solver, steps: int | None) -> list[Judge]:
+    """By whom the time steps of a solver are judged: by the first one, where that finds a large error by the second one, if any.
+
+    Fixed steps are judged by twice as many, 40 at least. Far from sharp data no number of them will do: paths turn within a
+    step, and as many as four times the steps are off by nearly as much. So where the first judge finds a large error, and for exact
+    models everywhere, a solver decides that chooses the steps of each sample. Such a one is judged by itself with smaller tolerances.
+    """
+    double = model.dtype == torch.float64 or isinstance(model, ExactModel)  # exact ones answer in float64, whatever they are asked in
+    if solver.loosened(10.0) is None:
+        if isinstance(model, ExactModel):
+            return [_adaptive(1e-7 if double else 1e-6)]
+        more = max(2 * steps_of(solver, steps), flow.STEPS)
+        return [Judge(solver, more, f"{more} steps"), _adaptive(1e-4)]
+    if not isinstance(solver, (AdaptiveODE, TorchDiffEq)):
+        tighter = solver.loosened(0.1)
+        return [] if tighter is None else [Judge(tighter, None, "a tenth of the tolerances")]
+    least, factor = (1e-12, 0.01) if double else (1e-6, 0.1)  # below, rounding is what is left
+    factor = max(factor, least / min(solver.rtol, solver.atol))
+    if factor > 0.5:
+        return [Judge(replace(solver, rtol=10 * solver.rtol, atol=10 * solver.atol), None, "tolerances ten times as large", looser=True)]
+    tight = replace(solver, rtol=factor * solver.rtol, atol=factor * solver.atol)
+    return [Judge(tight, None, f"rtol = {tight.rtol:.2g}")]
+
+
+def _adaptive(tolerance: float) -> Judge:
+    return Judge(AdaptiveODE(tolerance, tolerance), None, f"AdaptiveODE({tolerance:g}, {tolerance:g})")
+
+
+def is_large(error: Tensor, D: int) -> Tensor:
+    """Whether a first judge's finding, in nats a sample, is for the second one."""
+    return error.abs() > LARGE + LARGE_PER_DIMENSION * D
+
+
+def finer(solver: Solver, steps: int | None, check_steps: Any, check: int) -> Judge:
+    """The same solver with more steps: its own error is taken for 0. Raises ConfigError unless that makes sense."""
     if solver.loosened(10.0) is not None:
         raise ConfigError(f"check_steps = {check_steps!r} and {solver!r}, which chooses its own steps: leave check_steps out")
     steps, more = steps_of(solver, steps), check_positive_int(check_steps, "check_steps")
     if more <= steps or not check:
         raise ConfigError(f"check_steps = {more} with steps = {steps} and check = {check}: expected more steps, for a check of 1 or more")
-    return solver, more, -1.0
+    return Judge(solver, more, f"{more} steps")
 
 
 def cut(model: ScoreModel, x: Tensor, first: Level, traces: Traces) -> Tensor:

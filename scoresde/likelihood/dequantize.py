@@ -159,12 +159,30 @@ def first_level(model: ScoreModel) -> Level:
     return model.sde.levels([model.sde.t_min])[0]
 
 
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # of which torch has hardly more than the name
+
+
+def as_levels(levels: Tensor) -> Tensor:
+    """Levels of a dtype with which one can count; anything but wide unsigned integers as it is."""
+    return levels.long() if isinstance(levels, Tensor) and levels.dtype in UNSIGNED else levels
+
+
+def check_same_transform(model: ScoreModel, transform: Transform) -> None:
+    """Raises ConfigError unless levels and range are those of the model's own transform, if it has one."""
+    if isinstance(model.transform, Transform) and model.transform != transform:
+        raise ConfigError(
+            f"transform = {transform}, but the model's own is {model.transform}: bits per dimension of other levels or another range are "
+            "not those of the model's data; leave transform out, or give check_scale=False if you mean it"
+        )
+
+
 def resolve(dequantization: str | Dequantizer | None, model: ScoreModel, transform: Transform | None) -> Dequantizer:
     """The dequantizer that is meant; None is what the model was trained for, as its transform tells. Raises ConfigError."""
     if isinstance(dequantization, Dequantizer):
         if transform is not None and transform != dequantization.transform:
             raise ConfigError(f"transform = {transform}, but the dequantizer is of {dequantization.transform}: give one of them")
         return dequantization
+    transform = model.transform if transform is None else transform
     if not isinstance(transform, Transform):
         raise ConfigError(
             f"transform = {transform!r}: bits per dimension are of integer levels, so tell how many: "

@@ -37,6 +37,8 @@ STEPS = 40  # network calls when not told how many
 
 LOWER = 2 / 3  # share of the lower of two orders in their predictions
 
+ROUGH_UP_TO = 50  # calls of a network, whose predictions are of order 3: those of order 4 run away where it is rough in the noise level
+
 FREE_UP_TO = 20  # calls: with more, moments from data would err more at t_max than the steps do
 
 
@@ -70,7 +72,8 @@ def plan(model: ScoreModel, solver: ReferenceSolver, steps: int | None) -> Plan:
     clock = Clock.of(reference, solver.width)
     levels = clock.levels(sde, calls if free or calls == 1 else calls - 1)
     w = [clock.time(t) for t in levels]
-    k = solver.order or (3 if calls < 18 else 4)
+    smooth = reference.exact or len(clock.parts) > 1  # exact models; those of bare levels, whose predictions are cautious anyway
+    k = solver.order or (3 if calls < (18 if smooth else ROUGH_UP_TO + 1) else 4)
     # one interval beyond the last node, never gone: it brings the last correction
     correct, predict = adams_weights([*w, 2 * w[-1] - w[-2]], k, 0 if solver.corrector is False else k + 1)
     slopes = [clock.slope(t) for t in levels]

@@ -15,13 +15,15 @@ from scoresde.core.checks import check_data
 from scoresde.core.digest import digest
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.tensors import expand
-from scoresde.errors import ConfigError, ScaleError, SolverError
+from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ScaleError, ShapeError, SolverError
 from scoresde.likelihood import budget, flow
 from scoresde.likelihood.augmented import Augmented
 from scoresde.likelihood.report import settings_of
 from scoresde.likelihood.traces import Traces, check_kind
 from scoresde.models.base import ScoreModel, check_model, check_same_kind
 from scoresde.models.batches import batch_size_of
+from scoresde.models.exact import ExactModel
+from scoresde.solvers.adaptive import AdaptiveODE
 from scoresde.solvers.base import check_solver
 from scoresde.solvers.foreign import TorchDiffEq
 from scoresde.solvers.loop import solve
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from scoresde.sdes.levels import Level
     from scoresde.solvers.base import Solver
 
+EXACT_UP_TO, EXACT_MODEL_UP_TO = 16, 64  # dimensions, up to which the exact trace is the default
+
 Run = Callable[[ScoreModel, Tensor, Noise, Traces], tuple[Tensor, Tensor]]  # -> latent, delta by column
 
 
@@ -42,7 +46,7 @@ class Method(NamedTuple):
     solver: Solver
     size: int
     run: Run
-    coarse: tuple[Run, float] | None  # at another resolution, and how many times larger its error is at least, less 1
+    judges: tuple[tuple[Run, bool], ...]  # that tell its errors, see ``budget.judges``; and whether it is the judge that errs
     log_prior: Callable[[Tensor], Tensor]
     prior: Any
     divergence: str
@@ -57,7 +61,7 @@ def method(
     *,
     solver: Solver | None = None,
     steps: int | None = None,
-    divergence: str = "hutchinson",
+    divergence: str | None = None,
     probes: int = 1,
     prior: Any = None,
     seed: int = 0,
@@ -69,9 +73,14 @@ def method(
     check_model(model)
     check_data(x, model.event_shape)
     check_same_kind(model, x)
-    if solver is None:
-        solver = TorchDiffEq() if model.reference is None else ReferenceSolver()
+    solver = default_solver(model, steps is None and check_steps is None) if solver is None else solver
+    divergence = default_divergence(model, divergence, probes)
     check_solver(solver)
+    if steps is not None and solver.loosened(10.0) is not None:
+        raise ConfigError(
+            f"steps = {steps!r} with {solver!r}, which chooses its own steps: leave steps out, and give its tolerances; or take a solver "
+            "with steps, ReferenceSolver() (for a model with a reference) or Heun() for instance"
+        )
     check_kind(divergence, probes, model.reference)
     size = batch_size_of(model, batch_size)
     check_seed(seed)
@@ -79,12 +88,12 @@ def method(
     if isinstance(check, bool) or not isinstance(check, int) or check < 0:
         raise ConfigError(f"check = {check!r}, expected a number of samples, 0 for none")
     run = _run(model, solver, steps)
-    other: tuple[Solver, int | None, float] | None = None
+    others: list[budget.Judge] = []
     if check_steps is not None:
-        other = budget.finer(solver, steps, check_steps, check)
+        others = [budget.finer(solver, steps, check_steps, check)]
     elif check:
-        other = budget.coarser(solver, steps)
-    coarse = None if other is None else (_run(model, *other[:2]), other[2])
+        others = budget.judges(model, solver, steps)
+    judges = tuple((_run(model, other.solver, other.steps), other.looser) for other in others)
     settings = settings_of(model, x) | {
         "solver": repr(solver),
         "steps": flow.STEPS if steps is None and isinstance(solver, ReferenceSolver) else steps,
@@ -95,9 +104,11 @@ def method(
         "t_max": model.sde.t_max,
         "seed": seed,
     }
+    if others:
+        settings["judges"] = [other.what for other in others]
     if check_steps is not None:
         settings["check_steps"] = check_steps
-    return Method(solver, size, run, coarse, log_prior, prior, divergence, probes, seed, settings)
+    return Method(solver, size, run, judges, log_prior, prior, divergence, probes, seed, settings)
 
 
 def identity(model: ScoreModel, how: Method, ids: np.ndarray, check: int, cond: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +163,24 @@ def _by_velocity(model: ScoreModel, solver: Solver, steps: int | None) -> Run:
     return run
 
 
+def default_solver(model: ScoreModel, free: bool) -> Solver:
+    """What suits a model, where a user is ``free`` of any number of steps.
+
+    Exact models cost little a call and may be as sharp as they like: there it is one that adapts to each sample.
+    """
+    if model.reference is None:
+        return TorchDiffEq()
+    return AdaptiveODE(1e-5, 1e-5) if isinstance(model, ExactModel) and free else ReferenceSolver()
+
+
+def default_divergence(model: ScoreModel, given: str | None, probes: int) -> str:
+    """As given; None is the exact trace in few dimensions, more of them for exact models, unless a number of probes is asked for."""
+    if given is not None:
+        return given
+    exact = math.prod(model.event_shape) <= (EXACT_MODEL_UP_TO if isinstance(model, ExactModel) else EXACT_UP_TO)
+    return "exact" if exact and probes == 1 else "hutchinson"
+
+
 def check_prior(prior: Any, model: ScoreModel, solver: Solver, end: Level) -> Callable[[Tensor], Tensor]:
     """log p at t_max."""
     if prior is None:
@@ -161,7 +190,28 @@ def check_prior(prior: Any, model: ScoreModel, solver: Solver, end: Level) -> Ca
         return lambda x: reference.log_prob(x, end.alpha, end.sigma)
     if not callable(prior):
         raise ConfigError(f"prior = {prior!r}, expected None, 'reference' or a function x -> log p")
-    return prior
+    return lambda x: _of_own_prior(prior, x)
+
+
+def _of_own_prior(prior: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    """log p of a user's own prior, checked."""
+    expected = f"expected log p at t_max in nats, a float tensor of shape ({len(x)},), one number a sample"
+    try:
+        log_p = prior(x)
+    except Exception as error:
+        raise ConfigError(
+            f"the prior that was given raised {type(error).__name__}: {error}; it was called with states x {tuple(x.shape)}, {expected}"
+        ) from error
+    if not isinstance(log_p, Tensor) or log_p.shape != (len(x),):
+        got = f"shape {tuple(log_p.shape)}" if isinstance(log_p, Tensor) else f"a {type(log_p).__name__}"
+        raise ShapeError(f"the prior that was given answered {got}, {expected}")
+    if not log_p.is_floating_point():
+        raise DTypeError(f"the prior that was given answered {log_p.dtype}, {expected}")
+    bad = log_p.isnan() | (log_p == math.inf)  # -inf is a density of 0
+    if bool(bad.any()):
+        kind = "NaN" if bool(log_p.isnan().any()) else "inf"
+        raise NonFiniteError(f"the prior that was given answered {kind} for {int(bad.sum())} of {len(x)} states, {expected}")
+    return log_p
 
 
 def check_data_scale(x: Tensor, transform: Transform | None) -> None:

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import platform
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 SAME = ("unit", "dequantization", "levels", "weights", "bound")  # what two figures must share to be compared
 
 MOST = 1 << 28  # bytes of a file
+FEW_PER_MILLE = 0.003  # of a mean: what time steps may err without a warning, however small its standard error
 
 CONFIDENCE = 1.96  # standard errors on either side: 95 % of a normal distribution
+
+
+TIME_STEPS = "time steps"  # the term of the error of the solver
 
 
 class Term(NamedTuple):
@@ -65,8 +70,15 @@ class Report:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the mean over the distribution of the data."""
-        return self.value - CONFIDENCE * self.std_error, self.value + CONFIDENCE * self.std_error
+        """The 95 % confidence interval of the mean over the distribution of the data, on either side wider by what the time steps err."""
+        wide = CONFIDENCE * self.std_error + self.time_steps
+        return self.value - wide, self.value + wide
+
+    @property
+    def time_steps(self) -> float:
+        """What the time steps of the solver err in the mean; 0 where there are none, or where that was not measured."""
+        found = [t.value for t in self.terms if t.name == TIME_STEPS and not math.isnan(t.value)]
+        return found[0] if found else 0.0
 
     def __repr__(self) -> str:
         used = "; ".join(f"{k} {v}" for k, v in self.settings.items() if not isinstance(v, (dict, list)))
@@ -76,7 +88,8 @@ class Report:
         """The mean and its error budget as text."""
         low, high = self.interval
         rows = [("mean", f"{self.value:.5f}", f"{self.settings.get('samples', len(self.per_sample))} samples, {self.unit}")]
-        rows += [("95 % interval", f"{low:.4f} .. {high:.4f}", "1.96 standard errors over the samples, all below but the biases in it")]
+        what = "1.96 standard errors over the samples" + (", and the error of the time steps" if self.time_steps else "")
+        rows += [("95 % interval", f"{low:.4f} .. {high:.4f}", what + "; prior and cut are not in it")]
         rows += [(t.name, "-" if math.isnan(t.value) else f"{t.value:.2g}", t.what) for t in self.terms]
         widths = [max(len(row[j]) for row in rows) for j in range(2)]
         return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c}" for a, b, c in rows)
@@ -112,6 +125,16 @@ class Report:
             return cls(number(found["value"]), number(found["std_error"]), found["unit"], terms, found["settings"], per_sample)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"this is no report of scoresde ({error!r}): expected what Report.to_json() gave") from None
+
+
+def warn_of_time_steps(report: Report, steps: int | None) -> None:
+    """Warns where the error of the time steps is more than that of all the rest of a mean."""
+    if report.time_steps > max(report.std_error, FEW_PER_MILLE * abs(report.value)):
+        warnings.warn(
+            f"the time steps err by {report.time_steps:.2g} {report.unit} in the mean of {report.value:.4g}, its standard error is "
+            f"{report.std_error:.2g}: take more steps" + ("" if steps is None else f" than {steps}"),
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from scoresde.core import pieces
 from scoresde.likelihood import budget
 from scoresde.likelihood.budget import corrected, known, mean, mean_error, root_sum
-from scoresde.likelihood.report import Report, Term
+from scoresde.likelihood.report import TIME_STEPS, Report, Term
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class LogProb:
         delta: the integral of the divergence of the velocity from t_min to t_max.
         latent: the end of each path at t_max, (B, *event_shape), in the dtype of x.
         std_error: standard error of delta over the trace probes; 0 for the exact trace, NaN for a single probe (unknown).
-        nfe: network calls, counted, over all batches.
-        vjp: vector-Jacobian products, counted.
+        nfe: network calls a sample, counted.
+        vjp: vector-Jacobian products a sample, counted.
         mismatch: how much log p would change if the prior had the mean and covariance that the model's reference has at t_max; or,
             without one or for the prior "reference", the mean and variance of these latents (NaN for a prior of your own).
-        discretization: estimate of the error of the time steps in log p of the first ``check`` samples, from a solve with half of
-            them (a third of the difference for ``ReferenceSolver``, all of it for others) or with ``check_steps``; NaN for the rest.
+        discretization: the error of the time steps in log p of the first ``check`` samples: log_prob less that of a better solve
+            (``settings["judges"]`` say which); NaN for the rest.
         cut: estimate of log p of the data without the blur of sigma(t_min), less log p, to first order in sigma^2; of the same.
-        check_nfe: network calls for these two.
+        check_nfe: network calls for these two, a sample of those that were checked.
         settings: what all this was computed with.
         sums: (B, 2), where the mismatch is that of the latents: what is needed of them, see ``budget.mismatch_of_all``.
     """
@@ -44,12 +44,12 @@ class LogProb:
     delta: Tensor
     latent: Tensor
     std_error: Tensor
-    nfe: int
-    vjp: int
+    nfe: float
+    vjp: float
     mismatch: Tensor
     discretization: Tensor
     cut: Tensor
-    check_nfe: int
+    check_nfe: float
     settings: dict[str, Any]
     sums: Tensor = field(default_factory=lambda: torch.empty((0, 2), dtype=torch.float64), repr=False)
 
@@ -62,11 +62,11 @@ class LogProb:
         s = abs(scale)
         checked = self.discretization[~self.discretization.isnan()]
         some = f"estimated on {len(checked)} samples" if len(checked) else "not estimated, check = 0"
-        by = f"measured with {self.settings['check_steps']} steps" if "check_steps" in self.settings else "by half the steps"
+        by = f"measured with {', and '.join(self.settings.get('judges', ['another solver']))}"
         return (
             Term("data", s * mean_error(self.log_prob), "standard error over the samples (of dequantization and probes too)"),
             Term("probes", s * root_sum(self.std_error), f"standard error of the trace: {self.settings['divergence']}"),
-            Term("time steps", s * abs(mean(checked)), f"error of the solver {by}, {some}"),
+            Term(TIME_STEPS, s * abs(mean(checked)), f"error of the solver, {by + ', ' if len(checked) else ''}{some}"),
             Term("  one sample", s * mean(checked.abs()), "the same, mean absolute error of a single sample"),
             Term("prior", scale * known(self.mismatch), "change of the mean if the prior had the moments of the data at t_max"),
             Term("cut", scale * known(self.cut), f"change of the mean without the blur of sigma(t_min), {some}"),
@@ -101,12 +101,22 @@ class LogProb:
         columns["sums"] = columns["sums"].view(-1, 2)
         if len(columns["sums"]):
             columns["mismatch"] = budget.mismatch_of_all(columns["sums"], like[0].numel())
-        counts: dict[str, int] = {name: sum(r[name] for r in records) for name in COUNTS}
+        samples = [len(r["log_prob"]) for r in records]
+        checked = [sum(not math.isnan(v) for v in pieces.unpack(r["cut"])) for r in records]
+        weights = {"nfe": samples, "vjp": samples, "check_nfe": checked}
+        counts = {name: _mean_of([r[name] for r in records], weights[name]) for name in COUNTS}
         numbers = b"".join(base64.b64decode(r.get("latent", "")) for r in records)
         flat = torch.frombuffer(bytearray(numbers), dtype=like.dtype) if numbers else torch.empty(0, dtype=like.dtype)
         latent = flat.to(like.device).view(-1, *like.shape[1:])
         settings = settings | {"nfe": counts["nfe"], "vjp": counts["vjp"]}
         return cls(latent=latent, settings=settings, **columns, **counts)  # type: ignore[arg-type]
+
+
+def _mean_of(counts: Sequence[float], samples: Sequence[int]) -> float:
+    """Counts a sample of several pieces as one; whole numbers stay so."""
+    found = sum(count * n for count, n in zip(counts, samples, strict=True)) / max(sum(samples), 1)
+    return round(found) if abs(found - round(found)) < 1e-9 else found
+
 
 COLUMNS = ("log_prob", "prior", "delta", "std_error", "mismatch", "discretization", "cut", "sums")
 
@@ -124,7 +134,7 @@ class Elbo:
         prior, diffusion, reconstruction: means of the three parts of the bound on -log p, in nats a sample.
         draw_std_error: standard error of the mean over the draws of time and noise alone.
         unit: "bits/dim" or "nats".
-        nfe: network calls, counted, over all batches.
+        nfe: network calls a sample, counted.
         settings: what it was computed with.
     """
 
@@ -136,7 +146,7 @@ class Elbo:
     reconstruction: float
     draw_std_error: float
     unit: str
-    nfe: int
+    nfe: float
     settings: dict[str, Any]
 
     def report(self) -> Report:
@@ -170,12 +180,12 @@ class BitsPerDim:
         mean: over samples and dequantization draws.
         std_error: of the mean over samples.
         per_sample: (B,) float64, the mean over dequantization draws for each (importance weighted: the log of the mean).
-        nfe: network calls, counted, over all batches and draws.
+        nfe: network calls a sample, counted, over all its draws.
         dequantization_std: standard deviation of the mean over dequantization draws (NaN for one).
         probe_std_error: standard error of the mean over trace probes (0: exact trace, NaN: a single probe).
         settings: what the figure was computed with, for a report.
         terms: the error budget, see ``report``.
-        check_nfe: network calls for those terms that need some.
+        check_nfe: network calls for those terms that need some, a sample of those that were checked.
         corrected, corrected_std_error: with ``check_steps``, the mean less the error of the time steps that was measured on ``check``
             samples, and its standard error (NaN without).
     """
@@ -183,12 +193,12 @@ class BitsPerDim:
     mean: float
     std_error: float
     per_sample: Tensor
-    nfe: int
+    nfe: float
     dequantization_std: float
     probe_std_error: float
     settings: dict[str, Any]
     terms: tuple[Term, ...] = ()
-    check_nfe: int = 0
+    check_nfe: float = 0
     corrected: float = math.nan
     corrected_std_error: float = math.nan
 
@@ -206,7 +216,7 @@ class BitsPerDim:
         if "check_steps" in settings and not importance_weighted:
             better = corrected(per_sample, scale * draws[0].discretization.cpu())
             note = f": {better[0]:.4f} +- {better[1]:.4f} without it"
-            biases = [term._replace(what=term.what + note) if term.name == "time steps" else term for term in biases]
+            biases = [term._replace(what=term.what + note) if term.name == TIME_STEPS else term for term in biases]
         nfe, vjp = sum(r.nfe for r in draws), sum(r.vjp for r in draws)
         return cls(
             mean=mean(per_sample),
@@ -222,7 +232,7 @@ class BitsPerDim:
                 probes._replace(value=probe_std_error),
                 *biases,
             ),
-            check_nfe=sum(r.check_nfe for r in draws),
+            check_nfe=draws[0].check_nfe,
             corrected=better[0],
             corrected_std_error=better[1],
         )

@@ -6,7 +6,7 @@ independent given all that is shared between them, whose mean is the estimate an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KINDS = ("hutchinson", "gaussian", "reference", "hutch++", "exact")
 
-NUMBERS = 1 << 18  # in the products that are computed at once: convolutions are no faster for more, and memory grows
+NUMBERS = 1 << 14  # in the products that are computed at once: convolutions are no faster for more, and memory grows, 4 KiB a number
 
 CONTROL = {"hutchinson": 0.5, "gaussian": 1.0}  # share of the reference's trace that is replaced by its exact value
 
@@ -38,11 +38,13 @@ class Traces:
             Hutchinson (Meyer et al. 2021, 2010.09649); "exact": the sum of the D diagonal entries.
         probes: the e, (k, B, *event).
         sketch: the S of "hutch++", (m, B, *event).
+        alone: why the products of this network cannot be batched, once that is known.
     """
 
     kind: str
     probes: Tensor
     sketch: Tensor
+    alone: list[str] = field(default_factory=list)
     EXACT: ClassVar[str] = "exact"
 
     @classmethod
@@ -69,7 +71,7 @@ class Traces:
         v must have been computed from x, sample by sample. a is a float, or (B,). ``graph``: to be differentiated themselves.
         """
         if self.kind == "exact":
-            return exact_divergence(v, x, graph=graph)[:, None], v[0].numel()
+            return exact_divergence(v, x, graph=graph, alone=self.alone)[:, None], v[0].numel()
         a = a.double()[:, None] if isinstance(a, Tensor) else a
         D = v[0].numel()
         e = self.probes.flatten(2).double()
@@ -143,19 +145,31 @@ def _products(v: Tensor, x: Tensor, vectors: Tensor, keep: bool = False, graph: 
     return torch.stack(rows).flatten(2)
 
 
-def exact_divergence(v: Tensor, x: Tensor, numbers: int = NUMBERS, graph: bool = False) -> Tensor:
+def exact_divergence(v: Tensor, x: Tensor, numbers: int = NUMBERS, graph: bool = False, alone: list[str] | None = None) -> Tensor:
     """The trace of dv/dx for each sample, (B,), by D vector-Jacobian products, batched while they hold about ``numbers``.
 
-    v must have been computed from x, sample by sample. ``graph``: to be differentiated itself.
+    v must have been computed from x, sample by sample. ``graph``: to be differentiated itself. Where a network has no batched products
+    (custom functions, group norms of channels-last tensors or of which the second derivative is asked), one after the other, which is
+    noted in ``alone``.
     """
     B, D = v.shape[0], v[0].numel()
-    chunk = max(1, min(D, numbers // v.numel()))
+    alone = [] if alone is None else alone
     trace = torch.zeros(B, dtype=torch.float64, device=v.device)
-    for start in range(0, D, chunk):
-        index = torch.arange(start, min(start + chunk, D), device=v.device)
-        basis = torch.zeros((len(index), B, D), dtype=v.dtype, device=v.device)
-        basis[torch.arange(len(index), device=v.device), :, index] = 1
+    start = 0
+    while start < D:
+        chunk = 1 if alone else max(1, min(D - start, numbers // v.numel()))
+        index = torch.arange(start, start + chunk, device=v.device)
+        basis = torch.zeros((chunk, B, D), dtype=v.dtype, device=v.device)
+        basis[index - start, :, index] = 1
         vectors = basis.view(-1, *v.shape)
-        (rows,) = torch.autograd.grad(v, x, vectors, retain_graph=True, create_graph=graph, is_grads_batched=True)
-        trace += rows.reshape(len(index), B, D)[torch.arange(len(index), device=v.device), :, index].sum(0, dtype=torch.float64)
+        if chunk == 1:
+            rows = torch.autograd.grad(v, x, vectors[0], retain_graph=True, create_graph=graph)[0][None]
+        else:
+            try:
+                (rows,) = torch.autograd.grad(v, x, vectors, retain_graph=True, create_graph=graph, is_grads_batched=True)
+            except RuntimeError as error:  # of any kind: what is wrong with the network itself comes up again, without a batch
+                alone.append(str(error))
+                continue
+        trace = trace + rows.reshape(chunk, B, D)[index - start, :, index].sum(0, dtype=torch.float64)
+        start += chunk
     return trace

@@ -29,6 +29,11 @@ class Calls:
     timed: bool = field(default=False, repr=False)
     free: bool = field(default=False, repr=False)
 
+    def a_sample(self, n: int) -> float:
+        """Network calls a sample, of n samples: ``rows``/n. The unit of all that is reported; an int where it is a whole number."""
+        whole, rest = divmod(self.rows, max(n, 1))
+        return self.rows / n if rest else whole
+
 
 class Counted(Protocol):
     """A model that tells those who listen of its calls."""

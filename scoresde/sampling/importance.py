@@ -29,6 +29,8 @@ HEAVY = 0.7  # k-hat, above which no sample size that one can pay for helps (150
 
 LEAST = 5  # weights in a tail that is fitted
 
+EVEN_FEW = 0.5  # effective samples a sample, that are enough where there are fewer than ``few`` in all
+
 EVEN = 0.01  # of the weight where the tail begins: what excess is of no account
 
 
@@ -111,7 +113,7 @@ class Weights:
 def importance_weights(log_target: Tensor, log_prob: Tensor, *, few: float = FEW) -> Weights:
     """Weights of samples x_i of a density p against an unnormalised target f.
 
-    Warns if they cannot be relied on: an effective sample size below ``few``, or ``k_hat`` above 0.7.
+    Warns if they cannot be relied on: an effective sample size below ``few`` (and half of the samples), or ``k_hat`` above 0.7.
 
     Args:
         log_target: log f(x_i), (n,) in nats; -inf where f is 0.
@@ -148,7 +150,8 @@ def importance_weights(log_target: Tensor, log_prob: Tensor, *, few: float = FEW
     if not bool(log_weights.isfinite().any()):
         raise ConfigError("log_target is -inf for all samples: the target is 0 wherever the samples are")
     weights = Weights(log_weights)
-    wrong = [f"{weights.ess:.3g} effective of {len(log_weights)} samples, expected {few:g} or more"] if weights.ess < few else []
+    enough = min(few, EVEN_FEW * len(log_weights))  # nearly even weights of few samples are as good as these samples
+    wrong = [f"{weights.ess:.3g} effective of {len(log_weights)} samples, expected {enough:g} or more"] if weights.ess < enough else []
     if weights.k_hat > HEAVY:
         wrong.append(f"k_hat = {weights.k_hat:.2f}, expected at most {HEAVY}: a few samples carry the weight")
     if wrong:

@@ -69,10 +69,11 @@ def encode(
         plan = flow.plan(model, solver, steps)
     else:
         levels = model.sde.levels(make_times(model.sde, solver, steps, None, model.sde.t_min).flip(0))
-    out = torch.empty_like(x)
     with inference(model), bar(progress, -(-n // size), "encoding") as advance:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # in here: under inference_mode nothing made outside can be written to
         for batch in in_batches(model, cond, n, size, x.device):
             bound, part = batch.model, x[batch.place]
+            part = part.clone() if part.is_inference() else part
             if plan is not None:
                 z, _ = flow.integrate(bound, part, plan, None)
                 out[batch.place] = flow.latent(plan, z).to(x.dtype)

@@ -79,7 +79,7 @@ def test_hutchinson_has_no_variance_for_a_diagonal_jacobian():
     model = sd.ExactModel(target, sd.VPSDE())
     x = target.sample(4)
     exact = sd.log_prob(model, x, divergence="exact").delta
-    assert torch.allclose(sd.log_prob(model, x, probes=1).delta, exact, rtol=1e-8)
+    assert torch.allclose(sd.log_prob(model, x, divergence="hutchinson").delta, exact, rtol=1e-8)
 
 
 def test_one_call_gives_value_and_divergence():
@@ -96,13 +96,13 @@ def test_one_call_gives_value_and_divergence():
 def test_probes_belong_to_the_sample():
     model = sd.ExactModel(correlated_mixture(4), sd.VPSDE())
     x = model.target.sample(6)
-    solver = sd.Heun()
-    whole = sd.log_prob(model, x, solver=solver, steps=20)
-    part = sd.log_prob(model, x[[4, 1]], solver=solver, steps=20, ids=[4, 1])
+    how = {"solver": sd.Heun(), "steps": 20, "divergence": "hutchinson"}
+    whole = sd.log_prob(model, x, **how)
+    part = sd.log_prob(model, x[[4, 1]], ids=[4, 1], **how)
     assert torch.allclose(part.log_prob, whole.log_prob[[4, 1]], rtol=0, atol=1e-9)
-    other = sd.log_prob(model, x[[4, 1]], solver=solver, steps=20, ids=[0, 1])
+    other = sd.log_prob(model, x[[4, 1]], ids=[0, 1], **how)
     assert abs(float(other.log_prob[0] - whole.log_prob[4])) > 1e-3
-    chunked = sd.log_prob(model, x, solver=solver, steps=20, batch_size=2)
+    chunked = sd.log_prob(model, x, batch_size=2, **how)
     assert torch.allclose(chunked.log_prob, whole.log_prob, rtol=0, atol=1e-9)
 
 
@@ -179,8 +179,10 @@ def test_bits_per_dim_counts_and_averages():
     levels = torch.randint(0, 16, (6, 3), generator=torch.Generator().manual_seed(0))
     transform = sd.Transform(levels=16)
     with sd.count_evaluations(model) as calls:
-        b = sd.bits_per_dim(model, levels, transform, dequantizations=3, batch_size=4)
-    assert b.nfe + b.check_nfe == calls.forward
+        b = sd.bits_per_dim(model, levels, transform, dequantizations=3, batch_size=4, solver=sd.Heun(), steps=9, check=4)
+    assert b.nfe == 3 * 18  # of a sample, in all draws, however many batches
+    assert calls.rows == 6 * b.nfe + 4 * b.check_nfe
+    b = sd.bits_per_dim(model, levels, transform, dequantizations=3, batch_size=4)
     assert b.per_sample.shape == (6,)
     assert b.mean == pytest.approx(float(b.per_sample.mean()))
     assert b.std_error == pytest.approx(float(b.per_sample.std()) / math.sqrt(6))

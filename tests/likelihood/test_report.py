@@ -129,16 +129,16 @@ def test_the_cut_is_what_no_blur_would_change(sde):
 
 @pytest.mark.parametrize(("solver", "steps"), [(None, 10), (None, 16), (sd.Euler(), 100), (sd.Heun(), 40), (sd.TorchDiffEq(rtol=1e-3, atol=1e-3), None)])
 def test_the_time_steps_error_has_the_size_of_the_error(solver, steps):
-    """Estimate over truth, mean over points: between a half and 12, on the safe side for most methods."""
+    """Estimate over truth, of each point: it is measured with a solver of which more is known than of this one."""
     target, sde = correlated_mixture(8), sd.VPSDE()
     model = sd.ExactModel(target, sde)
     x = marginal_sample(target, sde, sde.t_min, 48)
     prior = lambda z: model.log_prob(z, sde.t_max)  # noqa: E731
     with sd.count_evaluations(model) as calls:
         r = sd.log_prob(model, x, solver=solver, steps=steps, divergence="exact", prior=prior, check=48)
-    assert calls.forward == r.nfe + r.check_nfe
+    assert calls.rows == 48 * (r.nfe + r.check_nfe)
     error = r.log_prob - model.log_prob(x, sde.t_min)
-    assert 0.5 < float(r.discretization.abs().mean() / error.abs().mean()) < 12
+    assert torch.allclose(r.discretization, error, rtol=0.05, atol=2e-5)
     assert r.report().term("time steps") == pytest.approx(abs(float(r.discretization.mean())))
 
 
@@ -193,7 +193,7 @@ def test_importance_weighted_dequantization_is_a_tighter_bound():
     assert uniform > bounds[0] > bounds[1] > truth - 0.03
     assert bounds[1] - truth < 0.2 * (uniform - truth)
     with pytest.raises(ConfigError, match="needs divergence = 'exact'"):
-        sd.bits_per_dim(model, levels, T16, dequantization="importance")
+        sd.bits_per_dim(model, levels, T16, dequantization="importance", divergence="hutchinson")
     with pytest.raises(ConfigError, match="expected None, 'uniform', 'normal' or a Dequantizer"):
         sd.bits_per_dim(model, levels, T16, dequantization="variational")
 
@@ -213,7 +213,9 @@ def test_the_table_and_its_json(tmp_path):
               "reference", "data", "samples", "dimensions", "nfe", "vjp", "dtype", "device", "versions"}  # fmt: skip
     assert wanted <= set(found["settings"])
     assert found["settings"]["nfe"] == b.nfe == 20
-    assert report.interval == pytest.approx((b.mean - 1.96 * b.std_error, b.mean + 1.96 * b.std_error))
+    wide = 1.96 * b.std_error + report.term("time steps")
+    assert report.interval == pytest.approx((b.mean - wide, b.mean + wide))
+    assert report.term("time steps") > 1e-5
     with pytest.raises(ConfigError, match="no report"):
         Report.from_json("{}")
     with pytest.raises(ConfigError, match="no term 'prio'"):

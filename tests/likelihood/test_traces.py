@@ -11,7 +11,7 @@ from problems import correlated_mixture, gaussian, marginal_sample, z_limit
 
 import scoresde as sd
 from scoresde.core.noise import Noise
-from scoresde.likelihood.traces import Traces
+from scoresde.likelihood.traces import NUMBERS, Traces, exact_divergence
 
 N, D = 4000, 8
 
@@ -100,7 +100,7 @@ def test_the_control_variate_has_mean_zero_and_cuts_the_variance():
     for target, low, high in ((gaussian(8), 0.249, 0.251), (correlated_mixture(8), 0.4, 0.95)):
         model = sd.ExactModel(target, sd.VPSDE())
         x = target.sample(1).expand(512, -1).contiguous()
-        r = sd.log_prob(model, x, steps=8, batch_size=512)
+        r = sd.log_prob(model, x, steps=8, batch_size=512, divergence="hutchinson")
         reference = model.reference
         first, end = model.sde.levels([model.sde.t_min, model.sde.t_max])
         noise = Noise(0, np.arange(512), (8,), torch.float64)
@@ -109,7 +109,7 @@ def test_the_control_variate_has_mean_zero_and_cuts_the_variance():
         ratio = float(r.log_prob.var() / (r.log_prob - control).var())
         assert low < ratio < high
     model.reference = None
-    bare = sd.log_prob(model, x[:1], solver=sd.TorchDiffEq(rtol=1e-7, atol=1e-7))
+    bare = sd.log_prob(model, x[:1], solver=sd.TorchDiffEq(rtol=1e-7, atol=1e-7), divergence="hutchinson")
     assert float(r.log_prob[0] - control[0]) == pytest.approx(float(bare.log_prob[0]), abs=0.1)  # 8 calls
 
 
@@ -125,3 +125,101 @@ def test_errors(arguments, message):
     model = sd.ExactModel(gaussian(3), sd.VPSDE())
     with pytest.raises(sd.errors.ConfigError, match=message):
         sd.log_prob(model, model.target.sample(2), **arguments)
+
+
+class Doubled(torch.autograd.Function):
+    """2 x + sin x, which says nothing of batches of vectors."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return 2 * x + x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (2 + x.cos()) if bool(g.isfinite().all()) else g  # a look at the numbers, which a batch of vectors has not
+
+
+class Custom(torch.nn.Module):
+    """A network around it, of images."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Conv2d(4, 4, 3, padding=1, dtype=torch.float64)
+
+    def forward(self, x, c_noise):
+        return Doubled.apply(self.mix(x))
+
+
+class ChannelsLast(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix, self.norm = torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.GroupNorm(2, 4)
+        self.to(torch.float64)
+
+    def forward(self, x, c_noise):
+        return self.norm(self.mix(x).contiguous(memory_format=torch.channels_last)).sin()
+
+
+def unet_in_channels_last():
+    net = sd.nets.UNet(channels=4, width=8, multipliers=(1,), blocks=1).double()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return net.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("make", [Custom, ChannelsLast, unet_in_channels_last])
+def test_the_exact_trace_of_networks_that_cannot_be_batched(make):
+    """Their products one after the other: the trace of the whole Jacobian, and its gradient."""
+    torch.manual_seed(0)
+    net = make()
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    c = torch.zeros(2, dtype=torch.float64)
+    truth = [torch.autograd.functional.jacobian(lambda y, i=i: net(y, c[:1])[0].flatten(), x[i : i + 1]).reshape(36, 36).trace() for i in range(2)]
+    y = x.clone().requires_grad_()
+    found, products = Traces.draw("exact", 1, Noise(0, np.arange(2), (4, 3, 3), torch.float64), None)(net(y, c), y, 0.0)
+    assert products == 36
+    assert torch.allclose(found[:, 0], torch.stack(truth), rtol=1e-10)
+    model = sd.NetworkModel(net, sd.VPSDE(), (4, 3, 3))
+    model.reference = sd.GaussianReference(torch.zeros(4, 3, 3), torch.ones(()), "isotropic")
+    value, gradient = sd.log_prob_gradient(model, x, steps=2)
+    assert torch.allclose(value, sd.log_prob(model, x, steps=2, divergence="exact").log_prob, rtol=1e-10)
+    direction = torch.randn(x.shape, dtype=x.dtype)
+    up, down = (sd.log_prob(model, x + h * direction, steps=2, divergence="exact").log_prob for h in (1e-5, -1e-5))
+    assert torch.allclose((up - down) / 2e-5, (gradient * direction).flatten(1).sum(1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_that_fails_for_another_reason_says_so():
+    """The loop is no way to hide what is wrong."""
+
+    class Torn(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            raise RuntimeError("the backward of Torn is torn")
+
+    x = torch.zeros(2, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="torn"):
+        exact_divergence(Torn.apply(x), x)
+
+
+@pytest.mark.parametrize(("B", "D"), [(1, 784), (4, 784), (64, 300), (1, 20)])
+def test_the_memory_of_the_exact_trace_is_bounded(monkeypatch, B, D):
+    """As many vectors at once as hold ``NUMBERS`` numbers, one at least; and they are all there."""
+    sizes, grad = [], torch.autograd.grad
+
+    def watched(v, x, vectors, **how):
+        sizes.append(vectors.numel())
+        return grad(v, x, vectors, **how)
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
+    x = torch.zeros(B, D, requires_grad=True)
+    weight = torch.rand(D)
+    trace = exact_divergence(x * weight, x)
+    assert torch.allclose(trace, weight.sum().double().expand(B))
+    assert max(sizes) <= max(NUMBERS, B * D)
+    assert len(sizes) == -(-D // max(1, NUMBERS // (B * D)))

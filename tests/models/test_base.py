@@ -146,16 +146,34 @@ def test_gradients(name):
 
 
 def test_under_other_gradient_modes():
-    """log_prob needs gradients, sampling none: both answer the same under no_grad and inference_mode, also to tensors of these."""
+    """Likelihoods and latents need gradients or buffers inside, whatever is outside: the same, also to tensors of these modes."""
+    transform = sd.Transform(levels=4)
+    levels = torch.randint(0, 4, (3, 2))
     net = sd.NetworkModel(sd.nets.MLP(2, width=8, depth=1), sd.VPSDE(), (2,))
     for model, x in ((net, torch.randn(3, 2)), (sd.ExactModel(target((2,)), sd.VPSDE()), torch.randn(3, 2, dtype=torch.float64))):
-        expected = sd.log_prob(model, x, seed=1)
-        for mode in (torch.no_grad, torch.inference_mode):
-            with mode():
-                found = sd.log_prob(model, x + 0, seed=1)
-                assert not torch.is_grad_enabled()
-            assert torch.allclose(found.log_prob, expected.log_prob, rtol=1e-9)
-            assert not found.log_prob.requires_grad
+        model.reference = model.reference or sd.GaussianReference(torch.zeros(2), torch.ones(()), "isotropic")
+        calls = {
+            "log_prob": lambda m=model, x=x: sd.log_prob(m, x + 0, seed=1).log_prob,
+            "check": lambda m=model, x=x: sd.log_prob(m, x + 0, steps=4, check=3).discretization,
+            "cut": lambda m=model, x=x: sd.log_prob(m, x + 0, steps=4, check=2).cut[:2],
+            "velocity": lambda m=model, x=x: sd.log_prob(m, x + 0, solver=sd.Heun(), steps=4, check=2).log_prob,
+            "bits_per_dim": lambda m=model: sd.bits_per_dim(m, levels + 0, transform, steps=4).per_sample,
+            "elbo": lambda m=model: sd.elbo(m, levels + 0, transform).per_sample,
+            "encode": lambda m=model, x=x: sd.encode(m, x + 0, steps=4),
+            "encode by Heun": lambda m=model, x=x: sd.encode(m, x + 0, solver=sd.Heun(), steps=4),
+            "interpolate": lambda m=model, x=x: sd.interpolate(m, x + 0, x.flip(0), 3, steps=4),
+            "round trip": lambda m=model, x=x: sd.round_trip_error(m, x + 0, steps=4),
+            "gradient": lambda m=model, x=x: sd.log_prob_gradient(m, x + 0, steps=4)[1],
+            "while sampling": lambda m=model: sd.sample(m, 3, steps=4, return_log_prob=True)[1],
+        }
+        for name, call in calls.items():
+            expected = call()
+            for mode in (torch.no_grad, torch.inference_mode):
+                with mode():
+                    found = call()
+                    assert not torch.is_grad_enabled()
+                assert torch.allclose(found, expected, rtol=1e-9, equal_nan=True), (name, mode)
+                assert not found.requires_grad
 
 
 def test_models_and_levels_can_be_copied():

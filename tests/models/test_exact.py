@@ -97,3 +97,12 @@ def test_bad_calls():
     for bandwidth in (0, -1.0, math.nan):
         with pytest.raises(ConfigError, match="bandwidth"):
             sd.GaussianMixture.from_data(torch.zeros(4, 2), bandwidth)
+
+
+def test_densities_and_their_gradients_under_vmap():
+    """torch.func's idiom for the gradients of samples: vmap(grad(log p)) is the score."""
+    target = sd.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]).double(), torch.tensor([0.5, 0.7]).double())
+    model = sd.ExactModel(target, sd.VPSDE())
+    x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = torch.func.vmap(torch.func.grad(lambda one: model.log_prob(one[None], 0.5)[0]))(x)
+    assert torch.allclose(found, model.score(x, 0.5), rtol=1e-10)

@@ -156,3 +156,14 @@ def test_a_mixture_of_another_dimension():
     weights = importance_weights(target.log_prob(x) - 1.5, log_p)
     assert weights.ess > 499
     assert abs(weights.log_normalizer + 1.5) < max(4 * weights.log_normalizer_error, 0.01)
+
+
+def test_few_samples_of_even_weights_are_as_good_as_they_are():
+    """40 equal weights are 40 effective samples: nothing to warn of. 40 of which ten carry all are ten."""
+    z = torch.zeros(40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert importance_weights(z, z).ess == pytest.approx(40)
+    some = torch.where(torch.arange(40) < 10, 0.0, -50.0)
+    with pytest.warns(UserWarning, match=r"10 effective of 40 samples, expected 20 or more"):
+        importance_weights(some, z)

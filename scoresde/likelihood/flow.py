@@ -24,7 +24,8 @@ from scoresde.core.checks import check_positive_int
 from scoresde.core.exponential import exponential_weights
 from scoresde.likelihood.clock import Clock
 from scoresde.likelihood.traces import share
-from scoresde.solvers.reference import Coordinates, adams_weights, hides_data
+from scoresde.solvers.reference import Coordinates, adams_weights
+from scoresde.solvers.untuned import hides_data
 
 if TYPE_CHECKING:
     from scoresde.likelihood.traces import Traces

@@ -124,6 +124,11 @@ class ScoreModel(nn.Module, Answers):
         check_same_kind(self, x)
 
     @property
+    def data_std(self) -> float:
+        """The std of the data that the model is scaled for: what is assumed of data of which nothing is known. 1, if it says no other."""
+        return 1.0
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the model's floating-point parameters or buffers; torch's default for a model without any."""
         first = self._first()

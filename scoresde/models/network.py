@@ -51,6 +51,11 @@ class NetworkModel(ScoreModel):
         self.transform = transform
         self.conditions = Conditions.of(net.forward, 2)
 
+    @property
+    def data_std(self) -> float:
+        """The std of the data that its parameterization scales the network's input for."""
+        return parameterization.data_std(self.parameterization)
+
     def predict(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor]:
         level = self.sde.level(t, x)
         alpha, sigma = level.alpha, level.sigma

@@ -51,5 +51,9 @@ NAMES: dict[str, Parameterization] = {"x0": x0, "eps": eps, "score": score, "v":
 
 def input_scale(parameterization: Parameterization, alpha: Number, sigma: Number) -> Number:
     """c_in = 1/sqrt(alpha^2 sigma_data^2 + sigma^2), with sigma_data = 0.5 for ``edm`` and 1 for all others."""
-    sigma_data = SIGMA_DATA if parameterization is edm else 1.0
-    return (alpha**2 * sigma_data**2 + sigma**2) ** -0.5
+    return (alpha**2 * data_std(parameterization) ** 2 + sigma**2) ** -0.5
+
+
+def data_std(parameterization: Parameterization) -> float:
+    """sigma_data, the std of the data that a parameterization scales its input for: 0.5 for ``edm`` and 1 for all others."""
+    return SIGMA_DATA if parameterization is edm else 1.0

@@ -61,7 +61,7 @@ def plan(model: ScoreModel, solver: ReferenceSolver, steps: int | None) -> Plan:
         ConfigError: neither has a reference, or steps < 1.
     """
     calls, sde = STEPS if steps is None else check_positive_int(steps, "steps"), model.sde
-    solver = replace(solver.bind(model, None), free=solver.free)
+    solver = replace(solver.bind(model, None), free=solver.free, width=solver.width)
     reference = solver._reference()
     end = sde.levels([sde.t_max])[0]
     # where noise hides the data F = A = 0 is known, as far as the moments are: t_max is a node that needs no call

@@ -124,6 +124,11 @@ class ScoreModel(nn.Module, Answers):
         check_same_kind(self, x)
 
     @property
+    def learned(self) -> bool:
+        """Whether the model has parameters: a network, that is, and no formula."""
+        return any(True for _ in self.parameters())
+
+    @property
     def data_std(self) -> float:
         """The std of the data that the model is scaled for: what is assumed of data of which nothing is known. 1, if it says no other."""
         return 1.0

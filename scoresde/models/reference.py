@@ -52,8 +52,8 @@ class GaussianReference:
         basis: (D, D) eigenvectors as columns, for "full"; else None.
         exact: whether m and C are those of the model itself, and not estimates.
         width: the width, in log-SNR, of the grid that goes with it (see ``scoresde.grid.logistic``), 2 for networks trained on data
-            whose finest details lie far below their standard deviation; None: ``ReferenceSolver`` finds it from the number of calls,
-            ``spread`` and ``typical``.
+            whose finest details lie far below their standard deviation; None: ``ReferenceSolver`` takes 2 for networks, and for
+            other models finds it from the number of calls, ``spread`` and ``typical``.
         detail: the noise s at which single levels of integer data come apart, for the grid of likelihoods (``likelihood/clock.py``);
             None for continuous data.
         typical: the median over samples of (x - m)^T C^-1 (x - m), over that of Gaussian data: 1 for these, 0.46 for Student's t of 3

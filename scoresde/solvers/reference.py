@@ -25,7 +25,7 @@ from scoresde.errors import ConfigError
 from scoresde.models.reference import GaussianReference
 from scoresde.sdes import grid
 from scoresde.solvers.base import Solver
-from scoresde.solvers.untuned import choose
+from scoresde.solvers.untuned import choose, given_width
 
 if TYPE_CHECKING:
     from scoresde.models.answers import Answers
@@ -160,8 +160,8 @@ class ReferenceSolver(Solver):
             data of a wide spectrum; never for a width that was given).
         corrector: whether to correct; None: from 9 calls on.
         reference: None is the model's own, ``model.reference``.
-        width: of the grid; None is the reference's, and if that has none, by the number of calls and the spectrum and tails of the
-            reference (the formula, its reasons and those of all defaults: ``scoresde/solvers/untuned.py``).
+        width: of the grid; None is the reference's; if that has none, 2 for networks, for others found from the number of calls and the
+            spectrum and tails of the reference (the formula and the reasons of all defaults: ``scoresde/solvers/untuned.py``).
         free: whether the first step has such a node in its middle (in w), which takes its call; None: up to 10 calls, where the
             reference is exact up to 16 (VP and rectified flow: 39), and never on times that a user gave.
 
@@ -204,9 +204,10 @@ class ReferenceSolver(Solver):
                 f"the reference is of samples of shape {tuple(reference.mean.shape)}, the model's are {model.event_shape}: "
                 "fit one to the model's data, scoresde.GaussianReference.fit(data)"
             )
+        width = given_width(model, reference, self.width)
         if calls is None:  # times of a user; what is left open is chosen when their number is known
-            return dataclasses.replace(self, reference=reference, free=bool(self.free), width=self.width or reference.width)
-        choice = choose(reference, calls, model.sde.levels([model.sde.t_max])[0], self.width)
+            return dataclasses.replace(self, reference=reference, free=bool(self.free), width=width)
+        choice = choose(reference, calls, model.sde.levels([model.sde.t_max])[0], width)
         own = {name: value for name, value in choice._asdict().items() if getattr(self, name) is None}
         return dataclasses.replace(self, reference=reference, **own)
 

@@ -17,7 +17,8 @@ order amplifies its own errors, the more the sharper the data are: k = 5 is for 
 *Free node.* F = 0 where noise hides the data, as far as the moments are right: exact ones serve up to 39 calls where the noise is 100
 times the data (VP), to 16 where it is 10 times (VE of far tails), estimates up to 10. Beyond, what is left of F is more than the steps err.
 
-A width that was given, to the solver or to the reference (networks trained by ``fit`` have 2), is kept, with orders up to 4.
+A width that was given, to the solver or to the reference, is kept, with orders up to 4. So is that of networks, 2: what real data have
+far below their standard deviation does not show in C (digits at 20 calls: errors nine times smaller than with the formula's 1.1).
 
 Where there is no reference, ``assumed`` makes one.
 """
@@ -31,6 +32,7 @@ import torch
 from scoresde.models.reference import GaussianReference
 
 if TYPE_CHECKING:
+    from scoresde.models.answers import Answers
     from scoresde.models.base import ScoreModel
     from scoresde.sdes.levels import Level
 
@@ -39,6 +41,8 @@ FAR = 10.0  # noise over data, from which on F = 0 is as good as a network call
 WIDTH = {2: 1.0, 3: 1.0, 4: 1.0, 5: 1.3}  # W of an order
 
 NARROW, WIDE = 0.5, 0.8  # spreads: up to which W alone is right; from which on order 5 waits for 80 calls
+
+NETWORK_WIDTH = 2.0
 
 ASSUMED_WIDTH, ASSUMED_WIDTH_OF_IMAGES = 1.5, 1.75
 
@@ -50,6 +54,16 @@ class Choice(NamedTuple):
     corrector: bool
     width: float
     free: bool
+
+
+def given_width(model: Answers, reference: GaussianReference, width: float | None) -> float | None:
+    """The width that is not to be found by the formula: of the solver, the reference, or of all networks."""
+    return width or reference.width or (NETWORK_WIDTH if model.learned else None)
+
+
+def width_of(model: Answers, reference: GaussianReference, calls: int) -> float:
+    """The width of the grid for a model and a number of calls."""
+    return choose(reference, calls, None, given_width(model, reference, None)).width
 
 
 def choose(reference: GaussianReference, calls: int, first: Level | None, width: float | None = None) -> Choice:

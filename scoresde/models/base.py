@@ -153,6 +153,11 @@ class ScoreModel(nn.Module, Answers):
         return None
 
 
+def has_dtype(model: ScoreModel) -> bool:
+    """Whether the model has parameters or buffers, whose dtype is the one that it is asked in."""
+    return model._first() is not None
+
+
 def check_same_kind(model: ScoreModel, x: Tensor, name: str = "x") -> None:
     """Checks that x has the dtype and device of the model, if it has any. Raises DTypeError, DeviceError."""
     if model._first() is None:

@@ -156,14 +156,14 @@ class ReferenceSolver(Solver):
     Where the reference says that the tails of the data are heavy, C is scaled to that of the typical sample.
 
     Args:
-        order: k from 1 to 5 of the predictor; None: by the number of calls, 2 up to 16, 3 up to 29, 4 from 30, 5 from 40 (from 80 for
+        order: k from 1 to 5 of the predictor; None: by the number of calls, 2 up to 16, 3 up to 29, 4 from 30, 5 from 45 (from 80 for
             data of a wide spectrum; never for a width that was given).
         corrector: whether to correct; None: from 9 calls on.
         reference: None is the model's own, ``model.reference``.
         width: of the grid; None is the reference's; if that has none, 2 for networks, for others found from the number of calls and the
             spectrum and tails of the reference (the formula and the reasons of all defaults: ``scoresde/solvers/untuned.py``).
         free: whether the first step has such a node in its middle (in w), which takes its call; None: up to 10 calls, where the
-            reference is exact up to 16 (VP and rectified flow: 39), and never on times that a user gave.
+            reference is exact up to 16 (VP and rectified flow: 44), and never on times that a user gave.
 
     The state that ``trajectory`` shows is the predicted one. Times may be any, decreasing or increasing.
 

@@ -12,9 +12,9 @@ samples settle at scales of their own, as far apart as T is small. A polynomial 
 the orders 2 to 4 and 1.3 for 5, with which errors of mixtures at 50 calls are half those of order 4 on its own best grid.
 
 *Order.* The k that errs least on mixtures, manifolds, random fields and heavy tails at this number of calls. With too few calls a high
-order amplifies its own errors, the more the sharper the data are: k = 5 is for 40 calls and more, for wide spectra 80.
+order amplifies its own errors, the more the sharper the data are: k = 5 is for 45 calls and more, for wide spectra 80.
 
-*Free node.* F = 0 where noise hides the data, as far as the moments are right: exact ones serve up to 39 calls where the noise is 100
+*Free node.* F = 0 where noise hides the data, as far as the moments are right: exact ones serve up to 44 calls where the noise is 100
 times the data (VP), to 16 where it is 10 times (VE of far tails), estimates up to 10. Beyond, what is left of F is more than the steps err.
 
 A width that was given, to the solver or to the reference, is kept, with orders up to 4. So is that of networks, 2: what real data have
@@ -75,7 +75,7 @@ def choose(reference: GaussianReference, calls: int, first: Level | None, width:
     """
     width = reference.width if width is None else width
     order = 2 if calls <= 16 else 3 if calls < 30 else 4
-    if width is None and calls >= (40 if reference.spread < WIDE else 80):
+    if width is None and calls >= (45 if reference.spread < WIDE else 80):
         order = 5
     if width is None:
         width = (WIDTH[order] ** 2 + 1.5 * max(reference.spread**2 - NARROW**2, 0.0)) ** 0.5 / reference.tail**0.5
@@ -86,7 +86,7 @@ def _has_free_node(reference: GaussianReference, calls: int, first: Level) -> bo
     if calls <= 10:
         return hides_data(reference, first)
     exact = reference.exact and reference.tail == 1
-    return exact and hides_data(reference, first, 1.0 if calls <= 16 else 10.0) and calls < 40
+    return exact and hides_data(reference, first, 1.0 if calls <= 16 else 10.0) and calls < 45
 
 
 def hides_data(reference: GaussianReference, t: Level, times: float = 1.0) -> bool:

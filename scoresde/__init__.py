@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from scoresde.sampling import (
         decode,
         encode,
+        fit_reference,
         importance_weights,
         interpolate,
         round_trip_error,
@@ -89,7 +90,10 @@ _HOMES = {  # imported at the first use of a name: what few programs need should
         *("Dequantizer", "VariationalDequantizer", "bits_per_dim", "compare", "differentiable_log_prob"),
         *("elbo", "log_prob", "log_prob_gradient"),
     ),
-    "sampling": ("decode", "encode", "importance_weights", "interpolate", "round_trip_error", "sample", "trajectory", "tune"),
+    "sampling": (
+        *("decode", "encode", "fit_reference", "importance_weights", "interpolate", "round_trip_error"),
+        *("sample", "trajectory", "tune"),
+    ),
     "training": ("fine_tune", "fit", "fit_dequantizer", "loss"),
 }
 
@@ -170,6 +174,7 @@ __all__ = [
     "fine_tune",
     "fit",
     "fit_dequantizer",
+    "fit_reference",
     "frontier",
     "grid",
     "importance_weights",

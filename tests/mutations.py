@@ -158,6 +158,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("solvers/test_reference.py::test_gaussian_data_are_solved_exactly_in_any_number_of_steps[VPSDE-7]",),
     ),
     Mutation(
+        "heavy tails measured, but C left as the tails made it",
+        "models/reference.py",
+        "return replace(self, variance=self.variance * self.tail, typical=1.0, exact=False)",
+        "return replace(self, typical=1.0, exact=False)",
+        ("solvers/test_auto.py::test_typical_is_one_for_gaussian_data_and_that_of_student_for_student",),
+    ),
+    Mutation(
+        "one width for all spectra",
+        "solvers/untuned.py",
+        "1.5 * max(reference.spread**2 - NARROW**2, 0.0)",
+        "0.0 * max(reference.spread**2 - NARROW**2, 0.0)",
+        ("solvers/test_auto.py::test_width_follows_spectrum_tails_and_order",),
+    ),
+    Mutation(
+        "states of a network of 16 bits rounded to its dtype",
+        "sampling/sampler.py",
+        "dtype = torch.promote_types(dtype, torch.float32) if has_dtype(model) else dtype",
+        "dtype = dtype if has_dtype(model) else dtype",
+        ("sampling/test_sampler.py::test_states_of_a_half_precision_network_are_float32",),
+    ),
+    Mutation(
         "the corrector integrates to the wrong end",
         "solvers/reference.py",
         "correct.append(exponential_weights(nodes, here - w[i - 1]))",

@@ -40,6 +40,7 @@ def with_reference(
     if r is None or r.exact:
         return dict(tensors), config
     how = {"kind": r.kind, "width": r.width} | ({} if r.detail is None else {"detail": r.detail})
+    how |= {} if r.typical == 1 else {"typical": r.typical}
     return {**tensors, "reference": r.tensors()}, {**config, "reference": how}
 
 

@@ -150,8 +150,9 @@ def _problem(config: Mapping[str, Any]) -> str:
         if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int) or not isinstance(entry.get("sha256"), str):
             return "files are without bytes and sha256"
     reference = config.get("reference")
-    if ("reference.safetensors" in files) != isinstance(reference, dict) or set(reference or ()) - {"kind", "width", "detail"}:
-        return "reference is not an object with kind, width and detail"
+    known = {"kind", "width", "detail", "typical"}
+    if ("reference.safetensors" in files) != isinstance(reference, dict) or set(reference or ()) - known:
+        return f"reference is not an object of {', '.join(sorted(known))}"
     if not isinstance(model, dict) or not isinstance(model.get("class"), str) or model.get("dtype") not in _DTYPES:
         return "model is without class or dtype"
     shape = model.get("event_shape")

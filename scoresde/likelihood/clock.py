@@ -38,7 +38,7 @@ class Clock:
     @classmethod
     def of(cls, reference: GaussianReference, width: float | None = None) -> Clock:
         """The clock of a reference."""
-        center, width = CENTER * reference.scale, width or reference.width
+        center, width = CENTER * reference.scale, width or reference.width or 1.0
         if reference.detail is None:
             return cls(((1.0, center, width),))
         return cls(((1 - DETAIL, center, width), (DETAIL, reference.detail, DETAIL_WIDTH)))

@@ -24,7 +24,8 @@ from scoresde.core.checks import check_positive_int
 from scoresde.core.exponential import exponential_weights
 from scoresde.likelihood.clock import Clock
 from scoresde.likelihood.traces import share
-from scoresde.solvers.reference import Coordinates, adams_weights, hides_data
+from scoresde.solvers.reference import Coordinates, adams_weights
+from scoresde.solvers.untuned import hides_data
 
 if TYPE_CHECKING:
     from scoresde.likelihood.traces import Traces
@@ -62,7 +63,7 @@ def plan(model: ScoreModel, solver: ReferenceSolver, steps: int | None) -> Plan:
         ConfigError: neither has a reference, or steps < 1.
     """
     calls, sde = STEPS if steps is None else check_positive_int(steps, "steps"), model.sde
-    solver = replace(solver.bind(model, None), free=solver.free)
+    solver = replace(solver.bind(model, None), free=solver.free, width=solver.width)
     reference = solver._reference()
     end = sde.levels([sde.t_max])[0]
     # where noise hides the data F = A = 0 is known, as far as the moments are: t_max is a node that needs no call

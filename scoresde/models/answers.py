@@ -35,6 +35,11 @@ class Answers(ABC):
     def _evaluate(self, x: Tensor, t: Tensor | float, cond: dict[str, Any], noise: bool = False) -> tuple[Any, Any, Any]:
         """(x0, eps, noise level) at (x, t), with one network call; eps may be None unless ``noise``."""
 
+    @property
+    def learned(self) -> bool:
+        """Whether it is a network and no formula, as far as is known."""
+        return False
+
     @abstractmethod
     def count_vjp(self, n: int) -> None:
         """Tells those who count (``count_evaluations``) of n vector-Jacobian products through this model."""

@@ -146,6 +146,16 @@ class ScoreModel(nn.Module, Answers):
         check_same_kind(self, x)
 
     @property
+    def learned(self) -> bool:
+        """Whether the model has parameters: a network, that is, and no formula."""
+        return any(True for _ in self.parameters())
+
+    @property
+    def data_std(self) -> float:
+        """The std of the data that the model is scaled for: what is assumed of data of which nothing is known. 1, if it says no other."""
+        return 1.0
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the model's floating-point parameters or buffers; torch's default for a model without any."""
         first = self._first()
@@ -163,6 +173,11 @@ class ScoreModel(nn.Module, Answers):
                 if tensor.is_floating_point():
                     return tensor
         return None
+
+
+def has_dtype(model: ScoreModel) -> bool:
+    """Whether the model has parameters or buffers, whose dtype is the one that it is asked in."""
+    return model._first() is not None
 
 
 def check_same_kind(model: ScoreModel, x: Tensor, name: str = "x") -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from scoresde.sdes.base import SDE
 
 
+DRAWN = 1000  # samples of the target that tell of its tails
+
+
 class Target(Protocol):
     """A distribution whose marginals are known: what ``ExactModel`` asks of it."""
 
@@ -58,7 +61,8 @@ class ExactModel(ScoreModel):
 
     Args:
         target: a ``GaussianMixture``, or any module with ``event_shape``, ``posterior(x, alpha, sigma)`` and
-            ``log_prob_at(x, alpha, sigma)``; with ``moments()`` the model has an exact ``reference`` too.
+            ``log_prob_at(x, alpha, sigma)``; with ``moments()`` the model has an exact ``reference`` too
+            (with ``sample(n, seed)`` one that knows of heavy tails).
         sde: the diffusion.
     """
 
@@ -67,6 +71,8 @@ class ExactModel(ScoreModel):
         self.target = target
         if isinstance(target, Moments):
             self.reference = GaussianReference.of_moments(*target.moments(), exact=True)
+            if isinstance(target, Drawn):
+                self.reference = self.reference.measured(target.sample(DRAWN))
 
     def predict(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # takes no conditions
         level = self.sde.level(t, x)

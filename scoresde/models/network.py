@@ -12,7 +12,7 @@ from scoresde.core.tensors import affine, like
 from scoresde.errors import ConfigError
 from scoresde.models.base import ScoreModel
 from scoresde.models.conditions import Conditions, speaker
-from scoresde.models.parameterization import coefficients, named, needs_derivatives
+from scoresde.models.parameterization import coefficients, data_std, named, needs_derivatives
 from scoresde.models.plain import plain
 from scoresde.sdes.levels import Level
 
@@ -52,6 +52,11 @@ class NetworkModel(ScoreModel):
         self._dots = needs_derivatives(self.parameterization)
         self.transform = transform
         self.conditions = _conditions(net)
+
+    @property
+    def data_std(self) -> float:
+        """The std of the data that its parameterization scales the network's input for."""
+        return data_std(self.parameterization)
 
     def predict(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor]:
         level = self.sde.level(t, x)

@@ -151,4 +151,11 @@ def coefficients(parameterization: Parameterization, level: Any, dots: bool) -> 
         raise ConfigError(f"the parameterization gave {found!r}, expected (c_skip, c_out) or (c_skip, c_out, c_in)")
     if len(found) == 3:
         return found[0], found[1], found[2]
-    return found[0], found[1], input_scale(SIGMA_DATA if parameterization is edm else 1.0, alpha, sigma)
+    return found[0], found[1], input_scale(data_std(parameterization), alpha, sigma)
+
+
+def data_std(parameterization: Parameterization) -> float:
+    """sigma_data, the std of the data that a parameterization is for: what it was told, 0.5 for ``edm`` and 1 for all others."""
+    if isinstance(parameterization, (EDM, Scaled)):
+        return parameterization.sigma_data
+    return SIGMA_DATA if parameterization is edm else 1.0

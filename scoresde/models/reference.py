@@ -30,6 +30,12 @@ from scoresde.errors import ConfigError, ShapeError
 
 KINDS = ("full", "diagonal", "dct", "isotropic")
 
+FLOOR = 1e-12  # of the mean variance: the least of a direction
+
+NEARLY_GAUSSIAN = 0.8  # ``typical`` from which on the tails are not heavy
+
+MEASURED = 4096  # samples that tell of the tails
+
 FULL_UP_TO = 1024  # dimensions: two products with a matrix of this size a network call are still cheap
 
 
@@ -45,10 +51,13 @@ class GaussianReference:
         kind: "full" (the eigenvectors of C), "diagonal", "dct" (the cosine transform of all but the first dimension) or "isotropic".
         basis: (D, D) eigenvectors as columns, for "full"; else None.
         exact: whether m and C are those of the model itself, and not estimates.
-        width: the width, in log-SNR, of the grid that goes with it (see ``scoresde.grid.logistic``): 1 for smooth densities, 2 for
-            networks trained on data whose finest details lie far below their standard deviation.
+        width: the width, in log-SNR, of the grid that goes with it (see ``scoresde.grid.logistic``), 2 for networks trained on data
+            whose finest details lie far below their standard deviation; None: ``ReferenceSolver`` takes 2 for networks, and for
+            other models finds it from the number of calls, ``spread`` and ``typical``.
         detail: the noise s at which single levels of integer data come apart, for the grid of likelihoods (``likelihood/clock.py``);
             None for continuous data.
+        typical: the median over samples of (x - m)^T C^-1 (x - m), over that of Gaussian data: 1 for these, 0.46 for Student's t of 3
+            degrees of freedom in 8 dimensions, whose C is made by few samples far out. ``fit`` measures it.
 
     Raises:
         ConfigError, ShapeError: an unknown kind, shapes that do not fit, variances that are not positive.
@@ -59,17 +68,19 @@ class GaussianReference:
     kind: str = "diagonal"
     basis: Tensor | None = None
     exact: bool = False
-    width: float = 1.0
+    width: float | None = None
     detail: float | None = None
+    typical: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.mean, Tensor) or not isinstance(self.variance, Tensor):
             raise ConfigError("mean and variance of GaussianReference: expected tensors, as GaussianReference.fit(data) makes them")
         if self.kind not in KINDS:
             raise ConfigError(f"kind = {self.kind!r} of GaussianReference, expected one of {', '.join(KINDS)}")
-        check_positive(self.width, "width")
-        if self.detail is not None:
-            check_positive(self.detail, "detail")
+        check_positive(self.typical, "typical")
+        for name, value in (("width", self.width), ("detail", self.detail)):
+            if value is not None:
+                check_positive(value, name)
         D = self.mean.numel()
         shape = {"full": (D,), "isotropic": ()}.get(self.kind, tuple(self.mean.shape))
         if tuple(self.variance.shape) != shape:
@@ -89,7 +100,7 @@ class GaussianReference:
             data: samples in model space (N, *event), or a ``Data`` (levels are dequantized: each bin adds its own variance).
             kind: of the covariance; "auto" is "full" up to 1024 dimensions where there are two samples a dimension, else "dct" for
                 images and "diagonal" for vectors.
-            width: of the grid; None is 2 for integer levels, 1 for floats.
+            width: of the grid; None is 2 for integer levels, and left to the solver for floats.
 
         Raises:
             ShapeError, DTypeError, NonFiniteError: data that are no batch of at least two samples.
@@ -111,20 +122,21 @@ class GaussianReference:
         if kind == "auto":
             full = D <= FULL_UP_TO and len(x) >= 2 * D
             kind = "full" if full else "dct" if len(event) > 1 else "diagonal"
-        width = (1.0 if transform is None else 2.0) if width is None else width
+        width = 2.0 if width is None and transform is not None else width
         mean = x.mean(0, dtype=torch.float64)
         if kind == "full":
             r = x.flatten(1).double() - mean.flatten()
-            return replace(cls.of_moments(mean, r.mT @ r / (len(x) - 1), width=width), detail=detail_of(transform))
+            return replace(cls.of_moments(mean, r.mT @ r / (len(x) - 1), width=width), detail=detail_of(transform)).measured(x)
         square, rows = torch.zeros(event, dtype=torch.float64), max(1, (1 << 22) // D)
         for start in range(0, len(x), rows):  # a large set is never held in float64
             r = x[start : start + rows].double() - mean
             square += (_cosines(r) if kind == "dct" else r).square().sum(0)
         variance = _floored(square / (len(x) - 1))
-        return cls(mean, variance.mean() if kind == "isotropic" else variance, kind, width=width, detail=detail_of(transform))
+        variance = variance.mean() if kind == "isotropic" else variance
+        return cls(mean, variance, kind, width=width, detail=detail_of(transform)).measured(x)
 
     @classmethod
-    def of_moments(cls, mean: Tensor, covariance: Tensor, exact: bool = False, width: float = 1.0) -> GaussianReference:
+    def of_moments(cls, mean: Tensor, covariance: Tensor, exact: bool = False, width: float | None = None) -> GaussianReference:
         """From a mean (*event) and a covariance (D, D) with D the product of event, or variances (*event). Raises ConfigError."""
         mean = torch.as_tensor(mean).detach().double().cpu()
         covariance = torch.as_tensor(covariance).detach().double().cpu()
@@ -143,6 +155,35 @@ class GaussianReference:
     def scale(self) -> float:
         """The root mean square over dimensions of the standard deviations: the square root of tr C/D."""
         return math.sqrt(float(self.variance.mean()))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of log sqrt(c) over the eigenvalues c of C, each counted by its share of tr C: how far apart in log-SNR the
+        scales are at which the data settle. 0 for isotropic C, 0.3 to 0.6 for mixtures of a few modes, 1 and more for images."""
+        c = self.variance.flatten()
+        p, log = c / c.sum(), 0.5 * c.log()
+        return math.sqrt(max(float((p * (log - (p * log).sum()).square()).sum()), 0.0))
+
+    @property
+    def tail(self) -> float:
+        """typical/0.8, at most 1: what C is scaled by to be that of the typical sample. Down to 0.8 the data count as Gaussian, which is
+        more than the noise of the median, and other shapes than heavy tails (modes, manifolds), make of them."""
+        return min(1.0, self.typical / NEARLY_GAUSSIAN)
+
+    def of_typical_sample(self) -> GaussianReference:
+        """The same with C times ``tail``, which is that of the typical sample where a few samples far out made C."""
+        if self.tail == 1:
+            return self
+        return replace(self, variance=self.variance * self.tail, typical=1.0, exact=False)
+
+    def measured(self, x: Tensor) -> GaussianReference:
+        """The same with ``typical`` as measured on samples x (N, *event), of a large set on some evenly spaced ones."""
+        x = x[:: -(-len(x) // MEASURED)].detach().cpu().double()
+        c = self.variance.expand(x[0].numel() if self.basis is not None else x.shape[1:]).flatten()
+        live = c > 2 * FLOOR * c.mean()  # elsewhere the data do not vary
+        square = self.analyse(x - self.mean).flatten(1)[:, live].square() / c[live]
+        gaussian = int(live.sum()) * (1 - 2 / (9 * int(live.sum()))) ** 3  # median of chi^2, by Wilson and Hilferty
+        return replace(self, typical=max(float(square.sum(1).median()) / gaussian, 1e-6))
 
     def to(self, x: Tensor) -> GaussianReference:
         """The same in the dtype and on the device of x."""
@@ -180,12 +221,15 @@ class GaussianReference:
     @functools.cached_property
     def _fingerprint(self) -> str:
         detail = "" if self.detail is None else f" {self.detail}"
-        what = f"{self.kind} {self.width} {tuple(self.mean.shape)}{detail}"
+        typical = "" if self.typical == 1 else f" typical {self.typical}"
+        what = f"{self.kind} {self.width} {tuple(self.mean.shape)}{detail}{typical}"
         return sha256_of(what, *(tensor.double() for tensor in self.tensors().values()))[:16]
 
     def __repr__(self) -> str:
         shape = tuple(self.mean.shape)
-        return f"GaussianReference({self.kind}, shape {shape}, scale {self.scale:.4g}, width {self.width:g}, {self.fingerprint()})"
+        more = "" if self.width is None else f", width {self.width:g}"
+        more += "" if self.tail == 1 else f", typical {self.typical:.2g}"
+        return f"GaussianReference({self.kind}, shape {shape}, scale {self.scale:.4g}{more}, {self.fingerprint()})"
 
 
 def detail_of(transform: Any) -> float | None:
@@ -195,7 +239,7 @@ def detail_of(transform: Any) -> float | None:
 
 def _floored(variance: Tensor) -> Tensor:
     """Variances, none below 1e-12 of the mean: data that do not vary in some direction have a reference all the same."""
-    return variance.clamp_min(max(1e-12 * float(variance.mean()), 1e-30))
+    return variance.clamp_min(max(FLOOR * float(variance.mean()), 1e-30))
 
 
 def _cosines(r: Tensor, inverse: bool = False) -> Tensor:

@@ -35,6 +35,10 @@ class View(Answers):
         return *self.seen(x, t), self.sde.level(t, x)
 
     @property
+    def learned(self) -> bool:
+        return self.inner.learned
+
+    @property
     def _calls(self) -> list[Calls]:
         return self.inner._calls
 
@@ -43,6 +47,21 @@ class View(Answers):
 
     def count_samples(self, ids: Iterable[int], n: Tensor) -> None:
         self.inner.count_samples(ids, n)
+
+
+class InDtype(View):
+    """A network that is asked in its own dtype about states that are kept in another, and answers in theirs."""
+
+    def __init__(self, inner: Answers, dtype: torch.dtype) -> None:
+        super().__init__(inner)
+        self.dtype = dtype
+
+    def seen(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        x0, eps, _ = self.inner._evaluate(x.to(self.dtype), t, {}, noise=True)
+        return x0.to(x.dtype), eps.to(x.dtype)
+
+    def repeated(self, times: int, n: int) -> InDtype:
+        return InDtype(self.inner.repeated(times, n), self.dtype)
 
 
 class Conditioned(View):

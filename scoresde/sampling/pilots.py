@@ -19,6 +19,7 @@ from scoresde.sampling.sampler import sample
 from scoresde.sdes import grid
 from scoresde.solvers.multistep import UniPC
 from scoresde.solvers.reference import CENTER, ReferenceSolver
+from scoresde.solvers.untuned import width_of
 
 if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
@@ -85,7 +86,7 @@ class Pilots:
         end: float,
         steps: int,
     ) -> Pilots:
-        center, width = CENTER * reference.scale, max(reference.width, 1.5)
+        center, width = CENTER * reference.scale, max(width_of(model, reference, steps), 1.5)
         times = grid.logistic(model.sde, steps, start, end, center, width)
         levels = model.sde.levels(times)
         solver = ReferenceSolver(order=3, reference=reference, width=width, free=False)

@@ -19,7 +19,8 @@ from scoresde.core.exponential import lagrange_at
 from scoresde.core.quadrature import legendre
 from scoresde.core.streams import TUNE
 from scoresde.sdes.grid import clock
-from scoresde.solvers.reference import CENTER, Coordinates, Moving, ReferenceScheme, hides_data
+from scoresde.solvers.reference import CENTER, Coordinates, Moving, ReferenceScheme
+from scoresde.solvers.untuned import hides_data, width_of
 
 if TYPE_CHECKING:
     from scoresde.models.reference import GaussianReference
@@ -153,7 +154,7 @@ def untuned(p: Pilots, nfe: int) -> Scheme:
     """The scheme of ``ReferenceSolver``'s own grid."""
     first = p.model.sde.levels([p.start])[0]
     far = hides_data(p.reference, first)
-    return scheme_on(p, nfe, CENTER * p.reference.scale, p.reference.width, far)
+    return scheme_on(p, nfe, CENTER * p.reference.scale, width_of(p.model, p.reference, nfe), far)
 
 
 def search(p: Pilots, nfe: int) -> list[Scheme]:

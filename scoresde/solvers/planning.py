@@ -14,8 +14,8 @@ from scoresde.errors import ConfigError, NonFiniteError, TimeRangeError
 from scoresde.sdes import grid
 from scoresde.sdes.levels import SLACK
 from scoresde.solvers.base import Solver, check_solver
-from scoresde.solvers.multistep import UniPC
 from scoresde.solvers.reference import ReferenceSolver
+from scoresde.solvers.untuned import assumed
 
 if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
@@ -33,7 +33,7 @@ def auto(model: ScoreModel, steps: int, t_end: float | None, cond: Collection[st
         end = grid.default_end(model.sde) if t_end is None else t_end
         if math.isclose(recipe.times[-1], end, rel_tol=1e-9):
             return recipe
-    return UniPC(2 if steps < 10 else 3) if model.reference is None else ReferenceSolver()
+    return ReferenceSolver(reference=assumed(model) if model.reference is None else None)
 
 
 def bind_solver(

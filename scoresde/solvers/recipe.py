@@ -139,7 +139,7 @@ class Recipe(Wrapper):
         reference = arguments.get("reference")
         if reference is not None:
             tensors = {name: {"shape": list(v.shape), "values": v.flatten().tolist()} for name, v in reference.tensors().items()}
-            arguments["reference"] = {"kind": reference.kind, "width": reference.width, "tensors": tensors}
+            arguments["reference"] = {"kind": reference.kind, "width": reference.width, "typical": reference.typical, "tensors": tensors}
         content = {
             "solver": {"class": type(self.solver).__name__, "args": arguments},
             "times": list(self.times),
@@ -173,7 +173,9 @@ class Recipe(Wrapper):
                 tensors: dict[str, Any] = {
                     k: torch.tensor(v["values"], dtype=torch.float64).view(v["shape"]) for k, v in reference["tensors"].items()
                 }
-                arguments["reference"] = GaussianReference(**tensors, kind=reference["kind"], width=reference["width"])
+                arguments["reference"] = GaussianReference(
+                    **tensors, kind=reference["kind"], width=reference["width"], typical=reference.get("typical", 1.0)
+                )
             times, nfe = tuple(float(t) for t in content["times"]), content["nfe"]
             made, model, report = solver(**arguments), dict(content["model"]), dict(content["report"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:

@@ -25,6 +25,7 @@ from scoresde.errors import ConfigError
 from scoresde.models.reference import GaussianReference
 from scoresde.sdes import grid
 from scoresde.solvers.base import Solver
+from scoresde.solvers.untuned import choose, given_width
 
 if TYPE_CHECKING:
     from scoresde.models.answers import Answers
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from scoresde.solvers.base import Draw
 
 CENTER = 0.6  # s_c in units of the reference's scale
-
-FAR = 10.0  # noise over data, from which on F = 0 is as good as a network call
 
 
 class Moving(NamedTuple):
@@ -152,17 +151,19 @@ class ReferenceSolver(Solver):
     The predictor is Adams-Bashforth of order k in w, the corrector Adams-Moulton of order k + 1 that uses the call at the predicted
     state again: one call a step, order k + 1 with the corrector, k without. Gaussian data take one step of any size, exactly.
 
-    ``sample(model, n, solver=ReferenceSolver(), steps=N)`` makes N network calls. Far from the data F = 0 is known without a call:
-    up to N = 50 where the reference is exact, and up to 10 where it is an estimate, the N calls serve N + 1 intervals: the first step
-    is twice as long as the others, and its call is in its middle (``free``).
+    ``sample(model, n, solver=ReferenceSolver(), steps=N)`` makes N network calls. Far from the data F = 0 is known without a call, and
+    with few calls these serve N + 1 intervals: the first step is twice as long as the others, and its call is in its middle (``free``).
+    Where the reference says that the tails of the data are heavy, C is scaled to that of the typical sample.
 
     Args:
-        order: k from 1 to 5 of the predictor; None: by the number of calls, 2 up to 16, 3 up to 29, 4 from 30.
+        order: k from 1 to 5 of the predictor; None: by the number of calls, 2 up to 16, 3 up to 29, 4 from 30, 5 from 45 (from 80 for
+            data of a wide spectrum; never for a width that was given).
         corrector: whether to correct; None: from 9 calls on.
         reference: None is the model's own, ``model.reference``.
-        width: of the grid; None is the reference's.
-        free: whether the first step has such a node in its middle (in w), which takes its call; None: as said above, and never on
-            times that a user gave.
+        width: of the grid; None is the reference's; if that has none, 2 for networks, for others found from the number of calls and the
+            spectrum and tails of the reference (the formula and the reasons of all defaults: ``scoresde/solvers/untuned.py``).
+        free: whether the first step has such a node in its middle (in w), which takes its call; None: up to 10 calls, where the
+            reference is exact up to 16 (VP and rectified flow: 44), and never on times that a user gave.
 
     The state that ``trajectory`` shows is the predicted one. Times may be any, decreasing or increasing.
 
@@ -203,18 +204,18 @@ class ReferenceSolver(Solver):
                 f"the reference is of samples of shape {tuple(reference.mean.shape)}, the model's are {model.event_shape}: "
                 "fit one to the model's data, scoresde.GaussianReference.fit(data)"
             )
-        free = self.free
-        if free is None and calls is None:
-            free = False
-        elif free is None and calls is not None:
-            first = model.sde.levels([model.sde.t_max])[0]
-            free = calls <= (50 if reference.exact else 10) and hides_data(reference, first)
-        return dataclasses.replace(self, reference=reference, free=free, width=self.width or reference.width)
+        width = given_width(model, reference, self.width)
+        if calls is None:  # times of a user; what is left open is chosen when their number is known
+            return dataclasses.replace(self, reference=reference, free=bool(self.free), width=width)
+        choice = choose(reference, calls, model.sde.levels([model.sde.t_max])[0], width)
+        own = {name: value for name, value in choice._asdict().items() if getattr(self, name) is None}
+        return dataclasses.replace(self, reference=reference, **own)
 
     def grid(self, sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
         """Equal steps in w, n + 1 times; with a free node the first step is twice as long."""
-        reference, free = self._reference(), bool(self.free)
-        times = grid.logistic(sde, n + free, start, end, CENTER * reference.scale, self.width or reference.width)
+        free, reference = bool(self.free), self._reference()
+        center = CENTER * reference.of_typical_sample().scale
+        times = grid.logistic(sde, n + free, start, end, center, choose(reference, n, None, self.width).width)
         return torch.cat([times[:1], times[1 + free :]])
 
     def _reference(self) -> GaussianReference:
@@ -223,25 +224,21 @@ class ReferenceSolver(Solver):
         return self.reference
 
     def init(self, model: Answers, x: Tensor, times: list[Level]) -> Path:
-        reference, free, calls = self._reference(), bool(self.free), len(times) - 1
-        width, center = self.width or reference.width, CENTER * reference.scale
+        free, choice = bool(self.free), choose(self._reference(), len(times) - 1, None, self.width)
+        reference = self._reference().of_typical_sample()
+        width, center = choice.width, CENTER * reference.scale
         w, nodes = [grid.clock(t.s, center, width) for t in times], list(times)
         if free:
             w.insert(1, (w[0] + w[1]) / 2)
             nodes.insert(1, level_at(model.sde, grid.lam_of_clock(w[1], center, width)))
-        k = self.order or (2 if calls <= 16 else 3 if calls < 30 else 4)
-        corrector = calls > 8 if self.corrector is None else self.corrector
+        k = self.order or choice.order
+        corrector = choice.corrector if self.corrector is None else self.corrector
         correct, predict = adams_weights(w, k, k + 1 if corrector else 0)
         slopes = [-width / (v * (1 - v)) for v in w]
         return start(reference, x, nodes, slopes, free, correct=correct, predict=predict, keep=k + 1)
 
     def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Path, noise: Draw) -> tuple[Tensor, Path]:
         return advance(model, x, t, state)
-
-
-def hides_data(reference: GaussianReference, t: Level) -> bool:
-    """Whether there is so much noise at t that F = 0 is as good as a network call."""
-    return t.sigma > FAR * t.alpha * reference.scale
 
 
 def level_at(sde: SDE, lam: float) -> Level:

@@ -307,3 +307,59 @@ def test_no_warnings():
         for solver in [*SOLVERS, *ADAPTIVE]:
             for sde in (sd.VPSDE(), sd.EDMSDE()):
                 sd.sample(sd.ExactModel(mixture(dtype=torch.float32), sde), 3, solver=solver, steps=3)
+
+
+def _half_network():
+    """A network of bfloat16 weights; the dtypes of what it was given are kept."""
+    torch.manual_seed(0)
+    seen = []
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.eye(2, dtype=torch.bfloat16) / 2)
+
+        def forward(self, x, c_noise):
+            seen.append((x.dtype, c_noise.dtype))
+            return x @ self.w
+
+    return sd.NetworkModel(Net(), sd.VPSDE(), (2,), parameterization="x0"), seen
+
+
+@pytest.mark.parametrize("solver", ["auto", sd.UniPC(2), sd.Heun(), sd.EulerMaruyama(), sd.AdaptiveODE(rtol=1e-2, atol=1e-2)], ids=str)
+def test_states_of_a_half_precision_network_are_float32(solver):
+    """The network is asked in its own dtype; the state is not rounded to it, so that only its answers are."""
+    model, seen = _half_network()
+    single = sd.NetworkModel(model.net, sd.VPSDE(), (2,), parameterization="x0")
+    how = {} if isinstance(solver, sd.AdaptiveODE) else {"steps": 30}
+    y = sd.sample(model, 64, solver=solver, **how)
+    assert y.dtype == torch.float32
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    narrow = sd.sample(model, 64, solver=solver, dtype=torch.bfloat16, **how)
+    assert narrow.dtype == torch.bfloat16
+    single.net.w.data = single.net.w.data.float()
+    exact = sd.sample(single, 64, solver=solver, **how)
+    off, off_narrow = ((x.float() - exact).square().mean().sqrt() for x in (y, narrow))
+    assert off < 0.02
+    if "steps" in how and solver != sd.EulerMaruyama():  # whose noise, rounded alike in both, is most of what is off; tolerances too
+        assert off < 0.7 * off_narrow
+
+
+def test_x_init_is_cast_to_the_dtype_of_the_states():
+    """float64 states for a float32 model, by an argument or by nothing: cast, not refused, and every sample is what it is alone."""
+    model = sd.NetworkModel(sd.nets.MLP(2, width=8, depth=1), sd.VPSDE(), (2,))
+    x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    same = sd.sample(model, x_init=x.float(), steps=6)
+    assert torch.equal(sd.sample(model, x_init=x, steps=6), same)
+    wide = sd.sample(model, x_init=x, steps=6, dtype=torch.float64)
+    assert wide.dtype == torch.float64
+    assert 0 < float((wide - same).abs().max()) < 1e-4
+    *_, (_, _, last, x0) = sd.trajectory(model, x_init=x, steps=6, dtype=torch.float64)
+    assert torch.allclose(last, wide, atol=1e-6)
+    assert x0.dtype == torch.float64
+    assert sd.sample(model, 3, steps=2, dtype=torch.float64).dtype == torch.float64
+    for wrong in (torch.int32, "float32"):
+        with pytest.raises(sd.errors.ConfigError, match="dtype"):
+            sd.sample(model, 3, steps=2, dtype=wrong)
+    y, log_p = sd.sample(model, x_init=x, steps=6, dtype=torch.float64, return_log_prob=True)
+    assert (y.dtype, log_p.dtype) == (torch.float64, torch.float64)

@@ -95,19 +95,6 @@ def test_auto_beats_the_classics_on_mixtures_that_nobody_tuned_for():
             assert error(sd.sample(model, x_init=x, steps=n)) < min(rivals), (dim, n)
 
 
-def test_auto_without_a_reference_is_unipc():
-    class Foreign(sd.ScoreModel):
-        def denoise(self, x, t, **cond):
-            level = self.sde.level(t, x)
-            return x * level.alpha / (level.alpha**2 + level.sigma**2)
-
-    model = Foreign(sd.VPSDE(), (2,))
-    a = sd.sample(model, 4, steps=12)
-    assert torch.equal(a, sd.sample(model, 4, solver=sd.UniPC(3), steps=12))
-    with pytest.raises(sd.errors.ConfigError, match=r"GaussianReference\.fit"):
-        sd.sample(model, 4, solver=sd.ReferenceSolver(), steps=12)
-
-
 def test_two_solves_with_one_solver_do_not_mix():
     """State is explicit: interleaved solves give what each gives alone."""
     model = sd.ExactModel(two_modes(), sd.VPSDE())

@@ -19,6 +19,7 @@ from scoresde.checkpoints import folders
 from scoresde.checkpoints.description import build_model, check_same, describe, read_reference, with_reference
 from scoresde.checkpoints.format import read, root_of, write
 from scoresde.core import files as files_module
+from scoresde.core.doors import checked
 from scoresde.core.encoding import check_weights
 from scoresde.errors import ScoreSDEError
 from scoresde.solvers.recipe import Recipe, fingerprint
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from scoresde.sdes.base import SDE
 
 
+@checked
 def save(model: ScoreModel, path: str | os.PathLike[str]) -> None:
     """Saves a model: its weights, and what ``load`` needs to build it again.
 
@@ -49,6 +51,7 @@ def save(model: ScoreModel, path: str | os.PathLike[str]) -> None:
         recipe.save(root)
 
 
+@checked
 def load(
     path: str | os.PathLike[str],
     net: nn.Module | None = None,

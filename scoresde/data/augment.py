@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.tensors import expand
 from scoresde.errors import ConfigError, ShapeError
 
@@ -35,6 +36,7 @@ class Augmentation(Protocol):
         """x (B, *event), levels or floats, moved by the random numbers u (B, draws), and a (B, labels), 0 where it was not."""
 
 
+@checked
 @dataclass(frozen=True)
 class Flip:
     """Mirrors the last dimension (left and right of images) with a probability; a is 1 for mirror images.
@@ -54,6 +56,7 @@ class Flip:
         return torch.where(expand(moved, x), x.flip(-1), x), moved[:, None].to(u)
 
 
+@checked
 @dataclass(frozen=True)
 class Shift:
     """Moves images by up to ``most`` pixels up or down, and left or right, with a probability; what comes in repeats the edge.
@@ -87,6 +90,7 @@ class Shift:
         return x.movedim(1, -1)[b, rows[:, :, None], columns[:, None, :]].movedim(-1, 1), way / self.most
 
 
+@checked
 @dataclass(frozen=True)
 class Chain:
     """Several augmentations, one after the other; a has the labels of all."""

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.core.doors import checked
 from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError, DataError, DTypeError, ScoreSDEError, ShapeError
 
 MAX_BYTES = 1 << 32  # of one file, decompressed
 
 
+@checked
 def idx(
     folder: str | os.PathLike[str],
     *,
@@ -68,6 +70,7 @@ def idx(
         return Data(images[0], images[1], Transform(levels=levels), labels[0], labels[1], name=name)
 
 
+@checked
 def npz(path: str | os.PathLike[str], *, levels: int | None = None, max_bytes: int = MAX_BYTES) -> Data:
     """Arrays of a numpy .npz file: ``train`` and, optionally, ``test``, ``labels``, ``test_labels`` and ``levels``.
 
@@ -114,6 +117,7 @@ def npz(path: str | os.PathLike[str], *, levels: int | None = None, max_bytes: i
         return Data(x, test, transform, labels, test_labels, name=path.stem)
 
 
+@checked
 def from_dataset(dataset: Any, test: Any = None, *, levels: int | None = None, name: str | None = None) -> Data:
     """Reads a torch ``Dataset`` into memory.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive, check_positive_int, did_you_mean
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.streams import TOY
 from scoresde.data.dataset import Data
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from scoresde.models.mixture import GaussianMixture
 
 
+@checked
 def two_moons(std: float = 0.1, components: int = 64) -> GaussianMixture:
     """Two interleaved half circles of radius 1, blurred: an exact density for two-dimensional experiments.
 
@@ -49,6 +51,7 @@ def two_moons(std: float = 0.1, components: int = 64) -> GaussianMixture:
     return GaussianMixture(means, torch.full((components,), float(std)), torch.full((components,), 1 / components))
 
 
+@checked
 def toy(name: str, n: int = 10_000, seed: int = 0) -> Data:
     """Points in the plane, float32 (n, 2), of about unit size: "moons", "pinwheel", "checkerboard", "spirals", "rings".
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.noise import check_seed
 from scoresde.errors import ConfigError
 
@@ -28,6 +29,7 @@ class Interval:
 METHODS = ("percentile", "basic", "centred")
 
 
+@checked
 def bootstrap(
     statistic: Callable[[Tensor], Any],
     x: Tensor,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from scoresde.core import encoding, files
 from scoresde.core.checks import check_data, check_positive, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.noise import check_seed, permutation, seeded
 from scoresde.core.streams import TRAIN
 from scoresde.data.dataset import Data
@@ -34,6 +35,7 @@ MOST = 1 << 30  # bytes of a file
 LOOK = 50  # steps between two looks at the loss
 
 
+@checked
 class FeatureExtractor(nn.Module):
     """The features of a classifier: samples (B, *event) in model space -> (B, features), in batches, without gradients.
 
@@ -135,6 +137,7 @@ def _convolutions(shape: tuple[int, ...], width: int) -> tuple[list[nn.Module], 
     return [*layers, nn.Flatten()], c * h * w  # and the units that are left
 
 
+@checked
 def fit_features(
     data: Data,
     *,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.streams import PROJECTION
 from scoresde.errors import ConfigError, ShapeError
@@ -36,6 +37,7 @@ SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # bandwidths of the RBF mixture, in medians
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
+@checked
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, seed: int = 0) -> float:
     r"""Sliced Wasserstein-2 distance: the root mean square over random directions of the distance of the projections.
 
@@ -84,6 +86,7 @@ class NoiseFloor:
     std: float
 
 
+@checked
 def noise_floor(
     pool: Tensor, n: int, splits: int = 10, projections: int = 128, seed: int = 0, reference: Tensor | None = None
 ) -> NoiseFloor:
@@ -117,6 +120,7 @@ def split_order(n: int, seed: int, split: int) -> Tensor:
 
 
 # ---- kernels and pairwise distances
+@checked
 def energy_distance(x: Tensor, y: Tensor) -> float:
     r"""Energy distance (Szekely and Rizzo 2013), zero for equal distributions only; in the square root of the units of x.
 
@@ -133,6 +137,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return math.sqrt(max(float(2 * cross - own - other), 0.0))
 
 
+@checked
 def mmd(x: Tensor, y: Tensor, kernel: str | Kernel = "rbf", bandwidth: float | None = None) -> float:
     r"""Squared maximum mean discrepancy, the unbiased estimate (Gretton et al. 2012, lemma 6): 0 on the mean for equal
     distributions, so it may be negative.
@@ -212,6 +217,7 @@ def row_means(a: Tensor, b: Tensor, k: Kernel, skip_diagonal: bool = False) -> T
 
 
 # ---- features
+@checked
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     r"""Frechet distance of the Gaussians with the means and covariances of two sets, squared as is usual (1706.08500, eq. 6).
 
@@ -248,6 +254,7 @@ class PrecisionRecall:
     recall: float
 
 
+@checked
 def precision_recall(x: Tensor, y: Tensor, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall (1904.06991, eq. 1 and 2): fidelity and coverage, apart.
 
@@ -286,6 +293,7 @@ def within(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
 
 
 # ---- mixtures
+@checked
 def mode_occupancy_error(x: Tensor, target: GaussianMixture, alpha: float = 1.0, sigma: float = 0.0, hard: bool = False) -> float:
     """Total variation distance between the weights of a mixture's components and the shares of them in samples.
 

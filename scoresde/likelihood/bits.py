@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive_int
 from scoresde.core.digest import digest, of_tensors
+from scoresde.core.doors import checked
 from scoresde.core.noise import check_ids, check_seed
 from scoresde.core.pieces import pack, run, unpack
 from scoresde.errors import ConfigError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 CHECK = 32  # samples on which the errors of the time steps and of the cut at t_min are estimated
 
+@checked
 def bits_per_dim(
     model: ScoreModel,
     levels: Tensor,

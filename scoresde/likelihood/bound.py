@@ -27,6 +27,7 @@ from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive_int
 from scoresde.core.digest import of_tensors
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_ids, check_seed
 from scoresde.core.progress import bar
 from scoresde.errors import ConfigError
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
 
 
+@checked
 def elbo(
     model: ScoreModel,
     data: Tensor,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_ids, check_seed
 from scoresde.core.progress import bar
 from scoresde.errors import ConfigError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 STEPS = 16  # network calls, all of which the graph holds
 
 
+@checked
 def differentiable_log_prob(
     model: ScoreModel,
     x: Tensor,
@@ -113,6 +115,7 @@ class Density:
         return log_prior + delta.mean(1) + flow.volume(self.plan)
 
 
+@checked
 def log_prob_gradient(
     model: ScoreModel,
     x: Tensor,

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from scoresde.core import encoding, files
 from scoresde.core.checks import check_positive_int, check_shape
 from scoresde.core.digest import digest
+from scoresde.core.doors import checked
 from scoresde.core.encoding import arguments, check_weights
 from scoresde.core.noise import Noise
 from scoresde.core.streams import DEQUANTIZER_DRAW
@@ -123,6 +124,7 @@ class BinFlow(nn.Module):
         return a, log_det
 
 
+@checked
 @dataclass(frozen=True)
 class VariationalDequantizer(Dequantizer):
     """A fitted q: ``fit_dequantizer`` makes one. ``bits_per_dim(model, levels, dequantization=...)`` takes it.

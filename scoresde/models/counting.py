@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from scoresde.core.doors import checked
+
 
 @dataclass
 class Calls:
@@ -53,6 +55,7 @@ def counted(listening: list[Calls], evaluate: Callable[..., Any], x: Tensor, *ar
     return answer
 
 
+@checked
 @contextmanager
 def count_evaluations(model: Counted, timed: bool = False, free: bool = False) -> Iterator[Calls]:
     """Counts the calls of a model: of a batch in ``forward`` and ``vjp``, of each sample in ``per_sample`` where they differ.

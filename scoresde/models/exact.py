@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from scoresde.core.checks import check_data
+from scoresde.core.doors import checked
 from scoresde.models.base import ScoreModel
 from scoresde.models.reference import GaussianReference
 
@@ -53,6 +54,7 @@ class KnowsDensity(Protocol):
     def log_prob(self, x: Tensor, t: Tensor | float) -> Tensor: ...
 
 
+@checked
 class ExactModel(ScoreModel):
     """The exact score model of a target whose marginals are known: a ground truth for solvers, likelihoods and guidance.
 

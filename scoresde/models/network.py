@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.core.checks import did_you_mean
+from scoresde.core.doors import checked
 from scoresde.core.tensors import affine, like
 from scoresde.errors import ConfigError
 from scoresde.models import parameterization
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from scoresde.sdes.base import SDE
 
 
+@checked
 class NetworkModel(ScoreModel):
     """A network under a parameterization: x0 = c_skip x + c_out net(c_in x, c_noise, **cond).
 

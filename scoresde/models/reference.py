@@ -26,6 +26,7 @@ from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive
 from scoresde.core.digest import sha256_of
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError, ShapeError
 
 KINDS = ("full", "diagonal", "dct", "isotropic")
@@ -33,6 +34,7 @@ KINDS = ("full", "diagonal", "dct", "isotropic")
 FULL_UP_TO = 1024  # dimensions: two products with a matrix of this size a network call are still cheap
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class GaussianReference:
     """N(m, C), with C diagonal in some orthogonal basis.

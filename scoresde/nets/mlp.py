@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoresde.core.checks import check_positive_int
+from scoresde.core.doors import checked
 from scoresde.errors import ShapeError
 from scoresde.nets.arguments import check_count, check_event_shape, check_input, check_probability, full_precision, zeroed
 from scoresde.nets.embedding import Embedding
 from scoresde.nets.waves import wave_frequencies, with_waves
 
 
+@checked
 class MLP(nn.Module):
     """Residual network for vectors, or for small events of any shape, which it flattens.
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoresde.core.checks import check_positive_int
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError, ShapeError
 from scoresde.nets.arguments import check_count, check_event_shape, check_input, check_levels, check_probability, full_precision, zeroed
 from scoresde.nets.attention import Attention
@@ -18,6 +19,7 @@ from scoresde.nets.embedding import Embedding
 from scoresde.nets.waves import wave_frequencies, with_waves
 
 
+@checked
 class UNet(nn.Module):
     """U-Net for images (B, C, H, W) of any size, after DDPM++ and EDM (arXiv 2011.13456, app. H; 2206.00364).
 

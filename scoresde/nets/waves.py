@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError
 
 
+@checked
 def with_waves(x: Tensor, c_noise: Tensor, frequencies: Sequence[float]) -> Tensor:
     r"""x (B, C, ...) with Fourier features after it, exp(-(2 pi f s)^2/2) times cos(2 pi f x) and sin(2 pi f x): (B, (1 + 2 n) C, ...).
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scoresde.core.doors import checked
 from scoresde.errors import DataError
 from scoresde.plot import figures
 from scoresde.plot.figures import COLORS, MARKERS
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 DOTS = (":", (0, (1, 3)), (0, (4, 2, 1, 2)))  # of levels, which are no solvers' lines
 
 
+@checked
 def frontier(
     points: Mapping[str, Sequence[tuple[float, ...]]],
     floor: tuple[float, float] | None = None,
@@ -129,6 +131,7 @@ def _styles(labels: Iterable[str]) -> dict[str, tuple[str, str, Any]]:
     return styles
 
 
+@checked
 def loss(history: Any, path: PathLike | None = None) -> Figure:
     """Training and validation loss against the step, on logarithmic axes.
 

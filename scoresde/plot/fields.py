@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError
 from scoresde.likelihood.ode import log_prob
 from scoresde.models.base import ScoreModel, inference
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from scoresde.plot.figures import PathLike
 
 
+@checked
 def vector_field(
     model: ScoreModel,
     t: float | Sequence[float],
@@ -80,6 +82,7 @@ def vector_field(
     return figures.save(figure, path)
 
 
+@checked
 def density(
     model: ScoreModel | Callable[[Tensor], Tensor],
     limits: Sequence[float],

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_floating
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError, NonFiniteError, ShapeError
 
 FEW = 100.0  # effective samples, below which standard errors are not to be relied on
@@ -108,6 +109,7 @@ class Weights:
         return f"Weights(n={len(self.log_weights)}, ess={self.ess:.4g}, log Z={z:.4g} +- {error:.2g}, k_hat={self.k_hat:.2f})"
 
 
+@checked
 def importance_weights(log_target: Tensor, log_prob: Tensor, *, few: float = FEW) -> Weights:
     """Weights of samples x_i of a density p against an unnormalised target f.
 

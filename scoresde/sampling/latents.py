@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise
 from scoresde.core.progress import bar
 from scoresde.core.tensors import expand, per_sample_rms
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 ACCURATE = AdaptiveODE(rtol=1e-5, atol=1e-5)  # of a model without a reference
 
 
+@checked
 def encode(
     model: ScoreModel,
     x: Tensor,
@@ -83,6 +85,7 @@ def encode(
     return out
 
 
+@checked
 def decode(
     model: ScoreModel,
     z: Tensor,
@@ -106,11 +109,13 @@ def decode(
     )
 
 
+@checked
 def round_trip_error(model: ScoreModel, x: Tensor, **arguments: Any) -> Tensor:
     """The root mean square of decode(encode(x)) - x over each sample, (B,); arguments as for ``encode``."""
     return per_sample_rms(decode(model, encode(model, x, **arguments), **arguments) - x)
 
 
+@checked
 def interpolate(model: ScoreModel, a: Tensor, b: Tensor, n: int = 8, **arguments: Any) -> Tensor:
     """Samples on the way from a to b, (n, B, *event_shape): their latents on the great circle through those of a and b.
 

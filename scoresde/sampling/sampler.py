@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_data
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_ids, check_seed
 from scoresde.core.progress import bar
 from scoresde.core.streams import PRIOR
@@ -56,6 +57,7 @@ def sample(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@checked
 def sample(
     model: ScoreModel,
     n: int | None = None,
@@ -173,6 +175,7 @@ def _solve_with_density(
     return state, prior + change.mean(1)
 
 
+@checked
 def trajectory(
     model: ScoreModel,
     n: int | None = None,

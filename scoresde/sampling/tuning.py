@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.progress import bar
 from scoresde.errors import ConfigError, ScoreSDEError, SolverError
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from scoresde.solvers.base import Solver
 
 
+@checked
 def tune(
     model: ScoreModel,
     nfe: int = 10,

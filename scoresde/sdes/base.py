@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from scoresde.core.doors import checked
 from scoresde.core.tensors import expand
 from scoresde.errors import ConfigError, NonFiniteError, TimeRangeError
 from scoresde.sdes.completion import DERIVED, alpha_by_quadrature, function_of_time, time_derivative
@@ -88,6 +89,7 @@ class SDE(ABC):
         t = self._check_time(t)
         return expand(self.alpha(t).to(x0), x0) * x0, self.sigma(t).to(x0)
 
+    @checked
     def perturb(self, x0: Tensor, t: Tensor | float, eps: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) eps for standard normal eps of the shape of x0."""
         mean, std = self.marginal(x0, t)

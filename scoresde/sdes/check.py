@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError
 from scoresde.sdes.base import check_range
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from scoresde.sdes.base import SDE
 
 
+@checked
 def check_sde(sde: SDE, n: int = 1000) -> list[str]:
     """Checks that an SDE is what it says; returns one sentence a finding, an empty list when all is well.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,11 +46,13 @@ def _pin(times: Tensor, start: float, end: float) -> Tensor:
     return times
 
 
+@checked
 def uniform(sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
     """Equal steps in t."""
     return _power(sde, n, start, end, 1.0)
 
 
+@checked
 def quadratic(sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
     """Equal steps in sqrt(t): shorter ones near the data (2010.02502, section D.2)."""
     return _power(sde, n, start, end, 2.0)
@@ -61,6 +64,7 @@ def _power(sde: SDE, n: int, start: float | None, end: float | None, rho: float)
     return _pin((start ** (1 / rho) * (1 - u) + end ** (1 / rho) * u) ** rho, start, end)
 
 
+@checked
 def karras(sde: SDE, n: int, start: float | None = None, end: float | None = None, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma/alpha)^(1/rho) (2206.00364, eq. 5), in any SDE's own time."""
     start, end = _ends(sde, start, end)
@@ -70,6 +74,7 @@ def karras(sde: SDE, n: int, start: float | None = None, end: float | None = Non
     return _pin(sde.time_of_log_snr(-2 * rho * (ratio[0] * (1 - u) + ratio[1] * u).log()), start, end)
 
 
+@checked
 def log_snr(sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
     """Equal steps in log-SNR (2206.00927, section 3.2)."""
     start, end = _ends(sde, start, end)
@@ -78,6 +83,7 @@ def log_snr(sde: SDE, n: int, start: float | None = None, end: float | None = No
     return _pin(sde.time_of_log_snr(ends[0] * (1 - u) + ends[1] * u), start, end)
 
 
+@checked
 def logistic(
     sde: SDE, n: int, start: float | None = None, end: float | None = None, center: float = 0.4, width: float = 1.5
 ) -> Tensor:
@@ -106,6 +112,7 @@ def lam_of_clock(w: float, center: float, width: float) -> float:
     return -math.log(center) - width * math.log(w / (1 - w))
 
 
+@checked
 def default(sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
     """The grid that the SDE names in ``default_grid``."""
     return getattr(sys.modules[__name__], sde.default_grid)(sde, n, start, end)

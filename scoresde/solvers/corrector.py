@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive
+from scoresde.core.doors import checked
 from scoresde.core.streams import CORRECTOR
 from scoresde.core.tensors import expand, per_sample_norm
 from scoresde.errors import ConfigError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from scoresde.solvers.base import Draw
 
 
+@checked
 @dataclass(frozen=True)
 class Langevin(Solver, Corrector):
     """Langevin corrector: x + h score + sqrt(2 h) z with h = 2 (snr |z|/|score|)^2 (2011.13456, algorithm 4).
@@ -56,6 +58,7 @@ class Langevin(Solver, Corrector):
         return self.correct(model, x, s, noise), state
 
 
+@checked
 @dataclass(frozen=True)
 class PredictorCorrector(Wrapper):
     """A predictor step from t to s, then a corrector at s (2011.13456, algorithm 1).

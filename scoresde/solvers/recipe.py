@@ -15,6 +15,7 @@ from torch import Tensor
 from scoresde.core import encoding, files
 from scoresde.core.checks import check_positive_int
 from scoresde.core.digest import of_model
+from scoresde.core.doors import checked
 from scoresde.errors import CheckpointCorrupt, CheckpointMismatch, ConfigError
 from scoresde.models.network import NetworkModel
 from scoresde.models.reference import GaussianReference
@@ -34,6 +35,7 @@ MOST = 1 << 26  # bytes of a file
 SLACK = 1e-9  # relative, of times at the ends of an SDE's range
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe(Wrapper):
     """A solver on a grid of its own: ``sample(model, n, solver=recipe)`` makes ``nfe`` network calls.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.exponential import exponential_weights
 from scoresde.errors import ConfigError
 from scoresde.models.reference import GaussianReference
@@ -145,6 +146,7 @@ def advance(model: Answers, x: Tensor, t: Level, path: Path) -> tuple[Tensor, Pa
     return there.x(reference, z), Path(i + 1, z, base, history, plan)
 
 
+@checked
 @dataclass(frozen=True)
 class ReferenceSolver(Solver):
     """Predictor-corrector multistep method on dz/dw = F dlam/dw, in the coordinates of the model's Gaussian reference.
@@ -297,6 +299,7 @@ def model_reference(model: Answers) -> GaussianReference:
     return reference
 
 
+@checked
 @dataclass(frozen=True)
 class ReferenceScheme(Solver):
     """An explicit scheme in reference coordinates with weights of its own, as ``tune`` makes them.

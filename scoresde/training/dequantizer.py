@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive, check_positive_int, check_shape
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed, seeded
 from scoresde.core.streams import DEQUANTIZER_DRAW, DEQUANTIZER_EPS, DEQUANTIZER_TIME
 from scoresde.core.tensors import like
@@ -34,6 +35,7 @@ LAST = 1 / 16  # share of a batch for the reconstruction at t_min
 WARMUP, CLIP, LOOK, BLOCKS = 20, 1.0, 16, 100  # steps, gradient norm, steps between looks for NaN, entries of the history
 
 
+@checked
 def fit_dequantizer(
     model: ScoreModel,
     data: Data | Tensor,

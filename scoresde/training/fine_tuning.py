@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_least, check_positive, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.streams import DEQUANTIZE, FINE_TUNING, FINE_TUNING_DRAW, FINE_TUNING_VALIDATION_DRAW
 from scoresde.errors import ConfigError, SolverError, TrainingDiverged
@@ -63,6 +64,7 @@ class FineTuning:
         return min(self.validation, default=math.nan)
 
 
+@checked
 def fine_tune(
     model: ScoreModel,
     data: Any,

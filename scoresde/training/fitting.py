@@ -19,6 +19,7 @@ import torch
 
 from scoresde.checkpoints import folders
 from scoresde.core import files
+from scoresde.core.doors import checked
 from scoresde.core.processes import Team
 from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from scoresde.data.transform import Transform
 
 
+@checked
 def fit(
     model: ScoreModel,
     data: Any,

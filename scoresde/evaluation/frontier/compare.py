@@ -23,6 +23,7 @@ from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive_int
 from scoresde.core.digest import digest, plain_repr, solver_digest
+from scoresde.core.doors import checked
 from scoresde.core.noise import check_seed
 from scoresde.core.progress import bar
 from scoresde.data.transform import Transform
@@ -74,6 +75,7 @@ SOLVERS: tuple[Any, ...] = (  # the best that is known for the model, and well-k
 )
 
 
+@checked
 def frontier(
     model: ScoreModel,
     reference: Tensor | None = None,

@@ -19,9 +19,10 @@ from scoresde.checkpoints import folders
 from scoresde.checkpoints.description import build_model, check_same, describe, read_reference, with_reference
 from scoresde.checkpoints.format import read, root_of, write
 from scoresde.core import files as files_module
+from scoresde.core.checks import shown
 from scoresde.core.doors import checked
 from scoresde.core.encoding import check_weights
-from scoresde.errors import ScoreSDEError
+from scoresde.errors import ConfigError, ScoreSDEError
 from scoresde.solvers.recipe import Recipe, fingerprint
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def load(
         CheckpointUntrusted: a pickle.
         ConfigError: a class of your own was saved, and none was given.
     """
+    if parameterization is not None and not isinstance(parameterization, str) and not callable(parameterization):
+        raise ConfigError(f"parameterization = {shown(parameterization)}, expected a name or a function (alpha, sigma) -> (c_skip, c_out)")
     found = read(path, ["ema", "model"] if ema else ["model"], first=True)
     reference = read_reference(found)
     (weights,) = found.tensors.values()

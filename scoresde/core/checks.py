@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ScoreSDEError, ShapeError
 
-MOST_CALLS = 10**8  # network calls, or steps, one after another: at a tenth of a millisecond each, three hours
+MOST_CALLS = 10**7  # network calls, or steps, one after another
 
 
 def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
@@ -66,6 +66,9 @@ def check_floating(x: Any, name: str = "x") -> None:
     """Checks that x is a floating-point tensor. Raises DTypeError."""
     if not isinstance(x, Tensor):
         raise DTypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor: use torch.as_tensor({name})")
+    if x.layout is not torch.strided or x.is_meta:
+        kind = "on the meta device, it holds no numbers" if x.is_meta else "sparse, expected a dense one: x.to_dense()"
+        raise DTypeError(f"{name} is {kind}")
     if not x.is_floating_point():
         raise DTypeError(
             f"{name} has dtype {x.dtype}, expected floating point: for integer levels give a `Transform` "
@@ -141,10 +144,11 @@ def check_memory(n_bytes: float, what: str) -> None:
         raise ConfigError(f"{what} would take {size} of memory, expected at most the {there} that this machine has")
 
 
-def check_calls(calls: int, what: str) -> None:
-    """Raises ConfigError, before any of them, for more network calls or steps than anybody waits for."""
+def check_calls(calls: int, what: str) -> int:
+    """A number of network calls or steps. Raises ConfigError, before any of them, for more than anybody waits for."""
     if calls > MOST_CALLS:
-        raise ConfigError(f"{what}: {calls:.3g} one after another, expected at most {MOST_CALLS:.0e}, hours of the smallest network")
+        raise ConfigError(f"{what} = {calls:.3g}, one after another: expected at most {MOST_CALLS:.0e}, an hour of the smallest network")
+    return calls
 
 
 @contextmanager
@@ -166,7 +170,7 @@ def _machine() -> float:
         return float(1 << 40)
 
 
-def _scalar(value: Any) -> Any:
+def scalar_of(value: Any) -> Any:
     """The number in a tensor or an array of one."""
     if isinstance(value, Tensor):
         return value.item() if value.ndim == 0 and value.layout is torch.strided and not value.is_meta else None
@@ -175,7 +179,7 @@ def _scalar(value: Any) -> Any:
 
 def as_integer(value: Any) -> int | None:
     """An int, or anything that is an index; None for all else, for True and False, and beyond 64 bits."""
-    number = _scalar(value)
+    number = scalar_of(value)
     try:
         found = None if isinstance(number, (bool, np.ndarray)) else operator.index(number)
     except TypeError:
@@ -185,7 +189,7 @@ def as_integer(value: Any) -> int | None:
 
 def as_number(value: Any) -> float | None:
     """A float; None for what is no real number, for True and False, NaN, and integers beyond all floats."""
-    number = _scalar(value)
+    number = scalar_of(value)
     if isinstance(number, bool) or not isinstance(number, numbers.Real):
         return None
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import as_integer, as_number, shown
+from scoresde.core.checks import as_integer, as_number, scalar_of, shown
 from scoresde.errors import ConfigError, DTypeError
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ CLASSES = (
 )  # fmt: skip
 
 _WORDS = {
-    "int": "an integer",
+    "int": "a positive integer",  # or of any sign, where the default is not positive
     "float": "a number",
     "bool": "True or False",
     "str": "a name",
@@ -40,7 +41,9 @@ _WORDS = {
     "Iterable": "a sequence",
     "Mapping": "a dict",
     "dict": "a dict",
-    "Data": "a Data (scoresde.data.Data(train, test))",
+    "Data": "a Data: scoresde.data.Data(train, test)",
+    "Module": "a torch.nn.Module",
+    "SDE": "an instance of an SDE",
 }
 
 
@@ -54,7 +57,9 @@ def checked(target: T) -> T:
         target.__init__ = checked(target.__init__)  # type: ignore[misc]
         return target
     function: Any = target
-    names = list(inspect.signature(function).parameters)
+    parameters = inspect.signature(function).parameters
+    names = list(parameters)
+    signed = {name for name, p in parameters.items() if isinstance(p.default, int) and p.default <= 0}
     kinds = {name: kind for name, text in function.__annotations__.items() if name != "return" and (kind := _alternatives(str(text)))}
     kinds = {name: kind for name, kind in kinds.items() if name in names}
     if not kinds:
@@ -62,10 +67,10 @@ def checked(target: T) -> T:
 
     @functools.wraps(function)
     def door(*args: Any, **given: Any) -> Any:
-        values = [_check(v, kinds[name], name) if name in kinds else v for name, v in zip(names, args, strict=False)]
+        values = [_check(v, kinds[name], name, name in signed) if name in kinds else v for name, v in zip(names, args, strict=False)]
         for name in given:
             if name in kinds:
-                given[name] = _check(given[name], kinds[name], name)
+                given[name] = _check(given[name], kinds[name], name, name in signed)
         return function(*values, *args[len(values) :], **given)
 
     return door  # type: ignore[return-value]
@@ -95,7 +100,7 @@ def _split(text: str, mark: str) -> list[str]:
     return parts
 
 
-def _check(value: Any, kind: list[tuple[str, str]], name: str) -> Any:
+def _check(value: Any, kind: list[tuple[str, str]], name: str, signed: bool = False) -> Any:
     notes = []
     for word, inside in kind:
         try:
@@ -103,17 +108,18 @@ def _check(value: Any, kind: list[tuple[str, str]], name: str) -> Any:
         except _No as no:
             notes.append(str(no))
     words = " or ".join(_WORDS.get(word, f"a {word}") for word, _ in kind if word != "None") or "None"
+    words = words.replace("a positive integer", "an integer") if signed else words
     if isinstance(value, type):
-        raise ConfigError(f"{name} = {value.__name__} is a class, expected {words}: an instance, {value.__name__}() for instance")
+        raise ConfigError(f"{name} = {value.__name__} is a class, expected an instance of {words}, {value.__name__}() for instance")
     note = next((f": {note}" for note in notes if note), "")
     tensors = any(word == "Tensor" for word, _ in kind)
     if tensors and isinstance(value, Tensor):
         raise DTypeError(f"{name} has dtype {value.dtype}{note}")
     if [word for word, _ in kind if word != "None"] == ["Tensor"]:
         raise DTypeError(f"{name} is a {type(value).__name__}, expected a torch.Tensor: use torch.as_tensor({name})")
-    if any(word in CLASSES or word == "Data" for word, _ in kind):
-        raise ConfigError(f"{name} is a {type(value).__name__}, expected {words}; got {shown(value)}")
-    raise ConfigError(f"{name} = {shown(value)} ({type(value).__name__}), expected {words}{note}")
+    if any(word in ("ScoreModel", "Data", "Module") for word, _ in kind):
+        raise ConfigError(f"{name} is a {type(value).__name__}, expected {words}")
+    raise ConfigError(f"{name} = {shown(value)}, expected {words}, not a {type(value).__name__}{note}")
 
 
 def _of_kind(value: Any, word: str, inside: str) -> Any:
@@ -121,6 +127,9 @@ def _of_kind(value: Any, word: str, inside: str) -> Any:
     if word in ("int", "float"):
         found = as_integer(value) if word == "int" else as_number(value)
         if found is None:
+            number = scalar_of(value)
+            if word == "float" and isinstance(number, float) and math.isnan(number):
+                return number  # it is refused inside, where the range is known
             raise _No
         return value if type(value) in (int, float) else found
     if word in ("Sequence", "tuple"):
@@ -157,9 +166,9 @@ def _check_tensor(x: Tensor) -> None:
 
 def _sequence(value: Any, inside: str, fixed: bool) -> Any:
     """A tuple of checked items, where the annotation names them."""
-    items = value.tolist() if isinstance(value, (Tensor, np.ndarray)) and value.ndim else value
     if isinstance(value, Tensor):
         _check_tensor(value)
+    items = value.tolist() if isinstance(value, (Tensor, np.ndarray)) and value.ndim else value
     if not isinstance(items, Sequence) or isinstance(items, (str, bytes)):
         raise _No
     parts = [part.strip() for part in _split(inside, ",") if part.strip() not in ("", "...")]

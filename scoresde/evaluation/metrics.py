@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_positive, check_positive_int
+from scoresde.core.checks import check_data, check_integer, check_memory, check_positive, check_positive_int, theirs
 from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.streams import PROJECTION
@@ -61,7 +61,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, seed: int =
 
 def unit_directions(dim: int, projections: int, seed: int) -> Tensor:
     """Random unit vectors (L, dim), float64; a function of the seed."""
-    check_positive_int(projections, "projections")
+    check_memory(8.0 * check_positive_int(projections, "projections") * dim, f"projections = {projections} of {dim} dimensions")
     noise = Noise(check_seed(seed), np.arange(projections), (dim,), torch.float64)
     return torch.nn.functional.normalize(noise.normal(PROJECTION), dim=1)
 
@@ -107,7 +107,7 @@ def noise_floor(
     if not 0 < check_positive_int(n, "n") < len(pool):
         raise ConfigError(f"n = {n} and a pool of {len(pool)}: expected more samples in the pool than n")
     values = []
-    for split in range(check_positive_int(splits, "splits")):
+    for split in range(check_integer(splits, "splits", 1, 100_000)):
         order = split_order(len(pool), seed, split).to(pool.device)
         rest = pool[order[n:]] if reference is None else reference
         values.append(sliced_wasserstein(pool[order[:n]], rest, projections, seed))
@@ -166,7 +166,9 @@ def mmd(x: Tensor, y: Tensor, kernel: str | Kernel = "rbf", bandwidth: float | N
 def make_kernel(kernel: str | Kernel, y: Tensor, bandwidth: float | None = None) -> Kernel:
     """The kernel of ``mmd`` as a function of flat float64 sets (n, D), (m, D) -> (n, m). Raises ConfigError."""
     if callable(kernel):
-        return kernel
+        return _guarded(kernel)
+    if not isinstance(kernel, str):
+        raise ConfigError(f"kernel is a {type(kernel).__name__}, expected 'rbf', 'polynomial', or a function (n, D), (m, D) -> (n, m)")
     if kernel == "polynomial":
         return lambda a, b: (a @ b.mT / a.shape[1] + 1) ** 3
     if kernel != "rbf":
@@ -181,6 +183,20 @@ def make_kernel(kernel: str | Kernel, y: Tensor, bandwidth: float | None = None)
         return out.div_(len(SCALES))
 
     return rbf
+
+
+def _guarded(kernel: Kernel) -> Kernel:
+    """A user's kernel, which is named in what goes wrong with it."""
+
+    def guarded(a: Tensor, b: Tensor) -> Tensor:
+        with theirs("your kernel"):
+            k = kernel(a, b)
+        if not isinstance(k, Tensor) or k.shape != (len(a), len(b)):
+            got = f"shape {tuple(k.shape)}" if isinstance(k, Tensor) else f"a {type(k).__name__}"
+            raise ShapeError(f"your kernel gave {got}, expected a tensor ({len(a)}, {len(b)})")
+        return k
+
+    return guarded
 
 
 def median_distance(y: Tensor) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.checks import check_data, check_integer
 from scoresde.core.digest import digest, of_tensors
 from scoresde.core.doors import checked
 from scoresde.core.noise import check_ids, check_seed
@@ -98,7 +98,7 @@ def bits_per_dim(
     dequantizer = resolve(dequantization, model, transform)
     transform = dequantizer.transform
     transform.check_levels(levels)
-    K = check_positive_int(dequantizations, "dequantizations")
+    K = check_integer(dequantizations, "dequantizations", 1, 100_000)
     if importance_weighted and divergence != "exact":
         raise ConfigError(
             "importance-weighted dequantization needs divergence = 'exact': the mean of p over draws is too large by the variance "

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data
+from scoresde.core.checks import check_data, check_integer, theirs
 from scoresde.core.digest import digest
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.tensors import expand
-from scoresde.errors import ConfigError, ScaleError, SolverError
+from scoresde.errors import ConfigError, NonFiniteError, ScaleError, ShapeError, SolverError
 from scoresde.likelihood import budget, flow
 from scoresde.likelihood.augmented import Augmented
 from scoresde.likelihood.report import settings_of
@@ -76,8 +76,7 @@ def method(
     size = batch_size_of(model, batch_size)
     check_seed(seed)
     log_prior = check_prior(prior, model, solver, model.sde.levels([model.sde.t_max])[0])
-    if isinstance(check, bool) or not isinstance(check, int) or check < 0:
-        raise ConfigError(f"check = {check!r}, expected a number of samples, 0 for none")
+    check_integer(check, "check", 0)
     run = _run(model, solver, steps)
     other: tuple[Solver, int | None, float] | None = None
     if check_steps is not None:
@@ -156,12 +155,23 @@ def check_prior(prior: Any, model: ScoreModel, solver: Solver, end: Level) -> Ca
     """log p at t_max."""
     if prior is None:
         return model.sde.prior_log_prob
-    if prior == "reference":
+    if isinstance(prior, str) and prior == "reference":
         reference = solver.reference or model_reference(model)
         return lambda x: reference.log_prob(x, end.alpha, end.sigma)
     if not callable(prior):
         raise ConfigError(f"prior = {prior!r}, expected None, 'reference' or a function x -> log p")
-    return prior
+
+    def log_prior(z: Tensor) -> Tensor:
+        with theirs("your prior"):
+            log_p = prior(z)
+        if not isinstance(log_p, Tensor) or log_p.shape != z.shape[:1]:
+            what = f"shape {tuple(log_p.shape)}" if isinstance(log_p, Tensor) else f"a {type(log_p).__name__}"
+            raise ShapeError(f"your prior gave {what}, expected log p in nats, a tensor ({len(z)},)")
+        if bool(log_p.isnan().any()):
+            raise NonFiniteError(f"your prior gave NaN for {int(log_p.isnan().sum())} of {len(z)} samples")
+        return log_p
+
+    return log_prior
 
 
 def check_data_scale(x: Tensor, transform: Transform | None) -> None:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from scoresde.core.doors import checked
+from scoresde.errors import ConfigError
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Calls:
     free: bool = field(default=False, repr=False)
 
 
+@runtime_checkable
 class Counted(Protocol):
     """A model that tells those who listen of its calls."""
 
@@ -72,6 +74,8 @@ def count_evaluations(model: Counted, timed: bool = False, free: bool = False) -
     >>> calls
     Calls(forward=20, vjp=0)
     """
+    if not isinstance(model, Counted):
+        raise ConfigError(f"model is a {type(model).__name__}, expected a ScoreModel: its calls are to be counted")
     calls = Calls(timed=timed, free=free)
     model._calls.append(calls)
     try:

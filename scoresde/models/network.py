@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class NetworkModel(ScoreModel):
         super().__init__(sde, event_shape)
         if not isinstance(net, nn.Module):
             raise ConfigError(f"net is a {type(net).__name__}, expected a torch.nn.Module (an instance, not a class)")
+        if transform is not None and not isinstance(transform, Rescaling):
+            raise ConfigError(f"transform is a {type(transform).__name__}, expected a scoresde.Transform, or None")
         self.net = net
         self.parameterization = _resolve(parameterization)
         self.transform = transform
@@ -79,10 +81,19 @@ def made_with(model: ScoreModel) -> Mapping[str, Any] | None:
     return config if isinstance(config, Mapping) else None
 
 
+@runtime_checkable
+class Rescaling(Protocol):
+    """What a model needs of a ``Transform``, which is in a folder above."""
+
+    def dequantize(self, levels: Tensor, seed: int = 0) -> Tensor: ...
+
+    def quantize(self, x: Tensor) -> Tensor: ...
+
+
 def _resolve(given: str | Parameterization) -> Parameterization:
     if callable(given):
         return given
-    if given not in parameterization.NAMES:
+    if not isinstance(given, str) or given not in parameterization.NAMES:
         names = ", ".join(parameterization.NAMES)
         raise ConfigError(
             f"parameterization = {given!r}, expected one of {names} or a function (alpha, sigma) -> (c_skip, c_out)"

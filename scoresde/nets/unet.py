@@ -10,16 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scoresde.core.checks import check_positive_int
-from scoresde.core.doors import checked
 from scoresde.errors import ConfigError, ShapeError
-from scoresde.nets.arguments import check_count, check_event_shape, check_input, check_levels, check_probability, full_precision, zeroed
+from scoresde.nets.arguments import (
+    check_count,
+    check_event_shape,
+    check_input,
+    check_levels,
+    check_probability,
+    check_size,
+    check_weights,
+    full_precision,
+    zeroed,
+)
 from scoresde.nets.attention import Attention
 from scoresde.nets.embedding import Embedding
 from scoresde.nets.waves import wave_frequencies, with_waves
 
 
-@checked
 class UNet(nn.Module):
     """U-Net for images (B, C, H, W) of any size, after DDPM++ and EDM (arXiv 2011.13456, app. H; 2206.00364).
 
@@ -75,21 +82,25 @@ class UNet(nn.Module):
         augmentations: int = 0,
     ) -> None:
         super().__init__()
-        levels = len(check_event_shape(multipliers, "multipliers", sequence=True))
+        multipliers = check_event_shape(multipliers, "multipliers", sequence=True)
+        levels = len(multipliers)
         self.config: dict[str, Any] = {
-            "channels": check_positive_int(channels, "channels"),
-            "width": check_positive_int(width, "width"),
+            "channels": check_size(channels, "channels"),
+            "width": check_size(width, "width"),
             "multipliers": list(multipliers),
-            "blocks": check_positive_int(blocks, "blocks"),
+            "blocks": check_size(blocks, "blocks"),
             "attention": check_levels(attention, levels),
             "classes": classes,
             "dropout": check_probability(dropout, "dropout"),
             "embedding": embedding,
-            "groups": check_positive_int(groups, "groups"),
-            "heads": check_positive_int(heads, "heads"),
+            "groups": check_size(groups, "groups"),
+            "heads": check_size(heads, "heads"),
             "label_dropout": check_probability(label_dropout, "label_dropout"),
         }
         self.frequencies = wave_frequencies(frequencies, self.config)
+        channels, width, blocks, groups, heads = (self.config[name] for name in ("channels", "width", "blocks", "groups", "heads"))
+        per_block = sum((float(width) * m) ** 2 for m in multipliers)  # two convolutions of 3 x 3, on the way down and up
+        check_weights(36 * blocks * per_block, f"UNet(width={width}, multipliers={multipliers}, blocks={blocks})")
         attending = {level % levels for level in self.config["attention"]}
         widths = [width * m for m in multipliers]
         for level in attending | {levels - 1}:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.core.doors import checked
-from scoresde.errors import ConfigError
+from scoresde.core.checks import as_number, check_floating
+from scoresde.errors import ConfigError, ShapeError
 
 
-@checked
 def with_waves(x: Tensor, c_noise: Tensor, frequencies: Sequence[float]) -> Tensor:
     r"""x (B, C, ...) with Fourier features after it, exp(-(2 pi f s)^2/2) times cos(2 pi f x) and sin(2 pi f x): (B, (1 + 2 n) C, ...).
 
@@ -22,6 +21,10 @@ def with_waves(x: Tensor, c_noise: Tensor, frequencies: Sequence[float]) -> Tens
     """
     if not frequencies:
         return x
+    check_floating(x)
+    check_floating(c_noise, "c_noise")
+    if x.ndim < 2 or c_noise.shape != x.shape[:1]:
+        raise ShapeError(f"x has shape {tuple(x.shape)} and c_noise {tuple(c_noise.shape)}, expected (B, C, ...) and (B,)")
     square = (8 * c_noise.clamp(max=4)).exp().to(x.dtype).view(-1, *[1] * (x.ndim - 1))
     waves = [x]
     for f in frequencies:
@@ -33,9 +36,11 @@ def with_waves(x: Tensor, c_noise: Tensor, frequencies: Sequence[float]) -> Tens
 
 def wave_frequencies(values: Any, config: dict[str, Any]) -> tuple[float, ...]:
     """Checks frequencies, and puts them into the config if there are any (older checkpoints know none)."""
-    values = (values,) if isinstance(values, (int, float)) else values
-    if not isinstance(values, (list, tuple)) or not all(isinstance(f, (int, float)) and 0 < f < math.inf for f in values):
+    values = (values,) if as_number(values) is not None else values
+    found = [as_number(f) for f in values] if isinstance(values, (list, tuple)) else [None]
+    good = tuple(f for f in found if f is not None and 0 < f < math.inf)
+    if len(good) < len(found):
         raise ConfigError(f"frequencies = {values!r}, expected positive numbers, [64, 128] for 256 levels on [-1, 1]; () for none")
     if values:
-        config["frequencies"] = [float(f) for f in values]
-    return tuple(float(f) for f in values)
+        config["frequencies"] = list(good)
+    return good

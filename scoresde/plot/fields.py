@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.checks import check_data, check_positive_int, theirs
 from scoresde.core.doors import checked
-from scoresde.errors import ConfigError
+from scoresde.errors import ConfigError, ShapeError
 from scoresde.likelihood.ode import log_prob
 from scoresde.models.base import ScoreModel, inference
 from scoresde.models.exact import KnowsDensity
@@ -123,7 +123,10 @@ def density(
             raise ConfigError(f"t = {t}, but only an exact model knows its density at any time: leave t out (it is t_min)")
     else:
         x, shape = figures.mesh_points(None, box, resolution)
-        values = model(x)
+        with theirs("your function of the plane"):
+            values = model(x)
+        if not isinstance(values, Tensor) or values.numel() != len(x):
+            raise ShapeError(f"your function of the plane gave a {type(values).__name__}, expected log p, a tensor ({len(x)},)")
     log_p = values.detach().cpu().double().view(shape)
     figure, axes = figures.panels(1, 1, 4.4, 1.05)
     ax = axes[0][0]

@@ -113,6 +113,9 @@ def trajectory(
     """
     check_positive_int(rows, "rows")
     check_positive_int(columns, "columns")
+    steps = list(steps)
+    if not all(isinstance(item, tuple) and len(item) == 4 for item in steps):
+        raise ShapeError("steps hold no tuples (step, t, x, x0): give what scoresde.trajectory(model, n, ...) yields")
     states = [(f"t = {float(t):.3g}\nstep {i}", x.detach().cpu().float(), x0.detach().cpu().float()) for i, t, x, x0 in steps]
     if not states:
         raise ShapeError("steps is empty: give what scoresde.trajectory(model, n, ...) yields")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data
+from scoresde.core.checks import check_data, check_integer, check_memory
 from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_ids, check_seed
 from scoresde.core.progress import bar
@@ -231,6 +231,5 @@ def _check_start(model: ScoreModel, n: int | None, x_init: Tensor | None) -> tup
         return len(x_init), x_init.detach()
     if n is None:
         raise ConfigError("neither n nor x_init was given: how many samples?")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise ConfigError(f"n = {n!r}, expected an integer of at least 0")
+    check_memory(8 * check_integer(n, "n", 0) * math.prod(model.event_shape), f"n = {n} samples of shape {model.event_shape}")
     return n, None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive, check_positive_int
+from scoresde.core.checks import check_calls, check_positive, check_positive_int
 from scoresde.core.doors import checked
 from scoresde.errors import ConfigError
 
@@ -60,7 +60,7 @@ def quadratic(sde: SDE, n: int, start: float | None = None, end: float | None = 
 
 def _power(sde: SDE, n: int, start: float | None, end: float | None, rho: float) -> Tensor:
     start, end = _ends(sde, start, end)
-    u = torch.linspace(0, 1, check_positive_int(n, "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
     return _pin((start ** (1 / rho) * (1 - u) + end ** (1 / rho) * u) ** rho, start, end)
 
 
@@ -70,7 +70,7 @@ def karras(sde: SDE, n: int, start: float | None = None, end: float | None = Non
     start, end = _ends(sde, start, end)
     check_positive(rho, "rho")
     ratio = (-0.5 * sde.log_snr(torch.tensor([start, end], dtype=torch.float64))).exp() ** (1 / rho)
-    u = torch.linspace(0, 1, check_positive_int(n, "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
     return _pin(sde.time_of_log_snr(-2 * rho * (ratio[0] * (1 - u) + ratio[1] * u).log()), start, end)
 
 
@@ -79,7 +79,7 @@ def log_snr(sde: SDE, n: int, start: float | None = None, end: float | None = No
     """Equal steps in log-SNR (2206.00927, section 3.2)."""
     start, end = _ends(sde, start, end)
     ends = sde.log_snr(torch.tensor([start, end], dtype=torch.float64))
-    u = torch.linspace(0, 1, check_positive_int(n, "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
     return _pin(sde.time_of_log_snr(ends[0] * (1 - u) + ends[1] * u), start, end)
 
 
@@ -97,7 +97,7 @@ def logistic(
     check_positive(width, "width")
     logit = (-0.5 * sde.log_snr(torch.tensor([start, end], dtype=torch.float64)) - math.log(center)) / width
     w, one_less_w = logit.sigmoid(), (-logit).sigmoid()  # 1 - w without cancellation
-    u = torch.linspace(0, 1, check_positive_int(n, "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
     logit = (w[0] * (1 - u) + w[1] * u).log() - (one_less_w[0] * (1 - u) + one_less_w[1] * u).log()
     return _pin(sde.time_of_log_snr(-2 * (width * logit + math.log(center))), start, end)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive
+from scoresde.core.checks import check_integer, check_positive
 from scoresde.core.doors import checked
 from scoresde.core.streams import CORRECTOR
 from scoresde.core.tensors import expand, per_sample_norm
@@ -40,8 +40,7 @@ class Langevin(Solver, Corrector):
 
     def __post_init__(self) -> None:
         check_positive(self.snr, "snr")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
-            raise ConfigError(f"steps = {self.steps!r} of Langevin, expected an integer of at least 0")
+        check_integer(self.steps, "steps", 0, 1000)
 
     def correct(self, model: Answers, x: Tensor, t: Level, noise: Draw) -> Tensor:
         """Moves x towards p_t, at t."""

@@ -10,6 +10,7 @@ the squared error is an unbiased estimate of L, the true loss, whatever the dens
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive, did_you_mean
+from scoresde.core.checks import check_positive, did_you_mean, theirs
 from scoresde.core.tensors import expand, like
-from scoresde.errors import ConfigError, NonFiniteError
+from scoresde.errors import ConfigError, NonFiniteError, ShapeError
 from scoresde.models.parameterization import SIGMA_DATA
 from scoresde.sdes.base import SDE
 
@@ -215,11 +216,28 @@ def total_weight(weighting: Weighting, sde: SDE, n: int = 4096) -> float:
 
 def _resolve(value: Any, known: dict[str, Any], name: str, signature: str) -> Any:
     if callable(value):
-        return value
-    if value not in known:
+        return value if value in known.values() or isinstance(value, FittedTimes) else _guarded(value, name)
+    if not isinstance(value, str) or value not in known:
         names = ", ".join(known)
         raise ConfigError(f"{name} = {value!r}, expected one of {names} or a function {signature}{did_you_mean(str(value), known, 0.3)}")
     return known[value]
+
+
+def _guarded(function: Any, name: str) -> Any:
+    """A user's function, which is named in what goes wrong with it: one tensor, or for times two, a value for each time it was given."""
+
+    @functools.wraps(function, updated=())
+    def guarded(sde: SDE, u: Tensor) -> Any:
+        with theirs(f"your function {name}"):
+            found = function(sde, u)
+        parts = found if name == "times" and isinstance(found, (tuple, list)) else (found,)
+        if len(parts) != (2 if name == "times" else 1) or not all(isinstance(v, Tensor) and v.shape == u.shape for v in parts):
+            got = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in parts)
+            wanted = "two tensors" if name == "times" else "a tensor"
+            raise ShapeError(f"your function {name} gave ({got}), expected {wanted} of shape {tuple(u.shape)}")
+        return found
+
+    return guarded
 
 
 def _log_snr_range(sde: SDE) -> tuple[float, float]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scoresde.checkpoints import description
-from scoresde.core.checks import check_positive, check_positive_int
+from scoresde.core.checks import check_integer, check_positive, check_positive_int
 from scoresde.core.encoding import plain
 from scoresde.core.noise import check_seed
 from scoresde.errors import ConfigError
 from scoresde.training import loss
+from scoresde.training.optimization import MOST_STEPS
 from scoresde.training.schedule import KINDS, Schedule
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Options:
         for name, count in (*counts, ("log_every", self.log_every), ("validate_every", self.validate_every)):
             check_positive_int(count, name)
         if self.steps is not None:
-            check_positive_int(self.steps, "steps")
+            check_integer(self.steps, "steps", 1, MOST_STEPS)
         for name, value in (("minutes", self.minutes), ("clip", self.clip)):
             if value is not None:
                 check_positive(value, name)

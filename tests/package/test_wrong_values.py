@@ -251,7 +251,7 @@ def arguments(name: str) -> dict[str, str]:
         target = functools.reduce(getattr, name.split("."), sd)
     parameters = inspect.signature(target).parameters.values()
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {p.name: str(p.annotation) for p in parameters if p.kind not in kinds and not p.name.startswith("_")} or dict.fromkeys(given, "Any")
+    return {p.name: str(p.annotation) for p in parameters if p.kind not in kinds and p.name != "self" and not p.name.startswith("_")} or dict.fromkeys(given, "Any")
 
 
 # ---- what is right
@@ -268,6 +268,21 @@ NAMES = {"name", "title", "ylabel", "source", "text"}  # any word is one
 RIGHT: set[tuple[str, str]] = {
     ("seed", "zero"), ("seed", "big"), ("check", "zero"), ("n", "zero"), ("frequencies", "list"), ("frequencies", "tuple"), ("attention", "list"),
     ("attention", "tuple"),
+    # more than there are is all of them
+    ("check", "big"), ("validate_every", "big"), ("checkpoint_every", "big"), ("log_every", "big"), ("max_bytes", "big"), ("memory", "big"),
+    ("validation_samples", "big"), ("max_nfe", "big"), ("window", "big"), ("warmup", "big"), ("groups", "big"), ("rows", "big"), ("columns", "big"),
+    ("paths", "big"), ("features.fit_features.batch_size", "big"),
+    # none of them
+    ("warmup", "zero"), ("augmentations", "zero"), ("couplings", "zero"), ("iterations", "zero"), ("paths", "zero"), ("Langevin.steps", "zero"),
+    ("corrector_order", "zero"), ("Restart.rounds", "zero"), ("model", "dict"), ("report", "dict"), ("plot.frontier.levels", "dict"),
+    ("history", "list"), ("history", "tuple"), ("data.Data.test", "no samples"),
+    # whatever suits a user: any function, what is not looked at, sets of another shape
+    ("callback", "class"), ("callback", "raises"), ("callback", "text of it"), ("s_max", "inf"), ("EDMStochastic.s_max", "inf"),
+    ("frontier.solvers", "None"), ("frontier.converged", "None"), ("fit.model", "None"), ("fine_tune.model", "None"),  # of the valid call
+    ("NetworkModel.transform", "None"), ("data.from_dataset.test", "None"), ("GaussianMixture.means", "shape"), ("GaussianReference.fit.data", "shape"),
+    ("GaussianMixture.from_data.x", "shape"), ("metrics.bootstrap.x", "shape"), ("plot.samples.x", "shape"), ("data.from_dataset.dataset", "shape"),
+    ("frontier.features", "raises"), ("frontier.features", "text of it"), ("frontier.grids", "raises"),  # of solvers and paths that need none
+    ("levels", "big"),
 }  # fmt: skip
 
 

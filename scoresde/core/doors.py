@@ -41,6 +41,8 @@ _WORDS = {
     "Iterable": "a sequence",
     "Mapping": "a dict",
     "dict": "a dict",
+    "dtype": "a torch.dtype, torch.float32 for instance",
+    "device": "a torch.device",
     "Data": "a Data: scoresde.data.Data(train, test)",
     "Module": "a torch.nn.Module",
     "SDE": "an instance of an SDE",
@@ -85,7 +87,7 @@ def _alternatives(text: str) -> list[tuple[str, str]]:
         if word not in _WORDS and word not in CLASSES:
             return []
         found.append((word, inside.removesuffix("]")))
-    return [pair for pair in found if pair[0] != "str"] if ("PathLike", "str") in found else found
+    return [pair for pair in found if pair[0] != "str"] if any(word == "PathLike" for word, _ in found) else found
 
 
 def _split(text: str, mark: str) -> list[str]:
@@ -144,6 +146,8 @@ def _of_kind(value: Any, word: str, inside: str) -> Any:
         "Iterable": isinstance(value, (Iterable, Tensor, np.ndarray)) and not isinstance(value, (str, bytes, Mapping, set)),
         "PathLike": isinstance(value, (str, os.PathLike)) and os.fspath(value) not in ("", b"") and "\0" not in str(value),
         "Tensor": isinstance(value, Tensor),
+        "dtype": isinstance(value, torch.dtype) and value.is_floating_point,
+        "device": isinstance(value, torch.device) or _is_device(value),
     }.get(word)
     if good is None:
         good = any(cls.__name__ == word for cls in type(value).__mro__)
@@ -152,6 +156,14 @@ def _of_kind(value: Any, word: str, inside: str) -> Any:
     if isinstance(value, Tensor):
         _check_tensor(value)
     return bool(value) if word == "bool" else value
+
+
+def _is_device(value: Any) -> bool:
+    """Whether this text names a device."""
+    try:
+        return isinstance(value, str) and bool(torch.device(value))
+    except RuntimeError:
+        return False
 
 
 def _check_tensor(x: Tensor) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import as_number, check_positive_int, shown
+from scoresde.core.checks import as_number, check_integer, shown
 from scoresde.core.doors import checked
 from scoresde.core.tensors import expand
 from scoresde.errors import ConfigError, ShapeError
@@ -75,7 +75,7 @@ class Shift:
     labels = 2
 
     def __post_init__(self) -> None:
-        check_positive_int(self.most, "most")
+        check_integer(self.most, "most", 1, 100_000)
         _check_probability(self.probability)
 
     def __call__(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

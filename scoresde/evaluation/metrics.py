@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_integer, check_memory, check_positive, check_positive_int, theirs
+from scoresde.core.checks import check_data, check_integer, check_least, check_memory, check_positive, check_positive_int, theirs
 from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.streams import PROJECTION
@@ -326,6 +326,8 @@ def mode_occupancy_error(x: Tensor, target: GaussianMixture, alpha: float = 1.0,
     Raises:
         ShapeError, DTypeError, NonFiniteError.
     """
+    check_least(alpha, 0.0, "alpha")
+    check_least(sigma, 0.0, "sigma")
     r = responsibilities(x, target, alpha, sigma)
     if hard:
         r = torch.nn.functional.one_hot(r.argmax(1), r.shape[1]).double()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.core.checks import check_data, check_positive, check_positive_int
+from scoresde.core.checks import check_data, check_integer, check_memory, check_positive
 from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_ids, check_seed
 from scoresde.core.streams import STEP, TARGET
@@ -159,8 +159,7 @@ class GaussianMixture(nn.Module):
     @checked
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n samples (n, *event) in the dtype of the means; sample i is a function of (seed, i)."""
-        if n != 0:
-            check_positive_int(n, "n")
+        check_memory(8.0 * check_integer(n, "n", 0) * math.prod(self.event_shape), f"n = {n} samples of shape {self.event_shape}")
         ids = check_ids(None, n)
         D = self.means[0].numel()
         pick = Noise(check_seed(seed), ids, (1,), torch.float64).uniform(TARGET)[:, 0]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from scoresde.core.checks import did_you_mean
+from scoresde.core.checks import as_number, did_you_mean, shown, theirs
 from scoresde.core.doors import checked
 from scoresde.core.tensors import affine, like
 from scoresde.errors import ConfigError
@@ -90,9 +90,18 @@ class Rescaling(Protocol):
     def quantize(self, x: Tensor) -> Tensor: ...
 
 
+def _checked(given: Any) -> Any:
+    """A user's parameterization, tried once: it is named in what goes wrong with it."""
+    with theirs("your parameterization"):
+        found = given(0.6, 0.8)
+    if not isinstance(found, (tuple, list)) or len(found) != 2 or any(as_number(c) is None for c in found):
+        raise ConfigError(f"your parameterization gave {shown(found)} at alpha = 0.6, sigma = 0.8, expected two numbers, (c_skip, c_out)")
+    return given
+
+
 def _resolve(given: str | Parameterization) -> Parameterization:
     if callable(given):
-        return given
+        return given if given in parameterization.NAMES.values() else _checked(given)
     if not isinstance(given, str) or given not in parameterization.NAMES:
         names = ", ".join(parameterization.NAMES)
         raise ConfigError(

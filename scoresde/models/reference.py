@@ -84,6 +84,7 @@ class GaussianReference:
             raise ConfigError(f"variances go down to {float(self.variance.min()):.3g}, expected finite numbers > 0")
 
     @classmethod
+    @checked
     def fit(cls, data: Any, kind: str = "auto", width: float | None = None) -> GaussianReference:
         """Mean and covariance of data.
 

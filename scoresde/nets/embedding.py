@@ -21,7 +21,7 @@ class Embedding(nn.Module):
 
     def __init__(self, width: int, size: int, kind: str, classes: int | None, label_dropout: float, augmentations: int) -> None:
         super().__init__()
-        if kind not in _EMBEDDINGS:
+        if not isinstance(kind, str) or kind not in _EMBEDDINGS:
             raise ConfigError(f"embedding = {kind!r}, expected one of {', '.join(map(repr, _EMBEDDINGS))}")
         if label_dropout and classes is None:
             raise ConfigError(f"label_dropout = {label_dropout} without classes: give classes, or leave both out")

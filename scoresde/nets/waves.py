@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import as_number, check_floating
+from scoresde.core.checks import as_number, check_floating, shown
 from scoresde.errors import ConfigError, ShapeError
 
 
@@ -19,6 +19,8 @@ def with_waves(x: Tensor, c_noise: Tensor, frequencies: Sequence[float]) -> Tens
     s = exp(4 c_noise) = sigma/alpha, and the factor is what noise of that size leaves of a wave on average. Without it a wave is noise
     wherever s is not far below 1/f, and the network a rough function of x all along the path, whose ODE no solver follows.
     """
+    if not isinstance(frequencies, (list, tuple)) or not all(as_number(f) is not None for f in frequencies):
+        raise ConfigError(f"frequencies = {shown(frequencies)}, expected a sequence of numbers")
     if not frequencies:
         return x
     check_floating(x)

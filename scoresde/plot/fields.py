@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_positive_int, theirs
+from scoresde.core.checks import check_data, check_integer, check_positive, check_positive_int, theirs
 from scoresde.core.doors import checked
 from scoresde.errors import ConfigError, ShapeError
 from scoresde.likelihood.ode import log_prob
@@ -56,6 +56,9 @@ def vector_field(
     if field not in ("score", "velocity"):
         raise ConfigError(f"field = {field!r}, expected 'score' or 'velocity'")
     times = [float(t)] if isinstance(t, (int, float)) or (isinstance(t, Tensor) and t.ndim == 0) else [float(s) for s in t]
+    if not times:
+        raise ConfigError(f"t = {t!r}, expected a time, or times: one at least")
+    check_integer(arrows, "arrows", 1, 1000)
     box = figures.box_of(limits)
     figure, axes = figures.panels(1, len(times), 3.8)
     if isinstance(model, KnowsDensity):
@@ -112,6 +115,7 @@ def density(
         ConfigError: limits that are no range, t for a model whose density at t is not known.
     """
     box = figures.box_of(limits)
+    check_positive(floor, "floor")
     if isinstance(model, ScoreModel):
         figures.check_plane(model)
         x, shape = figures.mesh_points(model, box, resolution)

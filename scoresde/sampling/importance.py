@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_floating
+from scoresde.core.checks import check_floating, check_positive
 from scoresde.core.doors import checked
 from scoresde.errors import ConfigError, NonFiniteError, ShapeError
 
@@ -150,6 +150,7 @@ def importance_weights(log_target: Tensor, log_prob: Tensor, *, few: float = FEW
     if not bool(log_weights.isfinite().any()):
         raise ConfigError("log_target is -inf for all samples: the target is 0 wherever the samples are")
     weights = Weights(log_weights)
+    check_positive(few, "few")
     wrong = [f"{weights.ess:.3g} effective of {len(log_weights)} samples, expected {few:g} or more"] if weights.ess < few else []
     if weights.k_hat > HEAVY:
         wrong.append(f"k_hat = {weights.k_hat:.2f}, expected at most {HEAVY}: a few samples carry the weight")

@@ -123,10 +123,10 @@ def sample(
     """
     check_model(model)
     check_conditions(model.conditions, cond, sample)
-    if return_log_prob:
+    if return_log_prob or divergence != "reference":  # of which only log p needs a reference
         check_kind(divergence, probes, model.reference)
-        if denoise:
-            raise ConfigError("return_log_prob=True with denoise=True: denoised samples have no density that is known; give one")
+    if return_log_prob and denoise:
+        raise ConfigError("return_log_prob=True with denoise=True: denoised samples have no density that is known; give one")
     n, x_init = _check_start(model, n, x_init)
     method, steps = bind_solver(solver, model, steps, times, t_end, cond)
     plan = make_times(model.sde, method, steps, times, t_end)

@@ -152,6 +152,7 @@ class Recipe(Wrapper):
         return encoding.encode_document("recipe", content).decode()
 
     @classmethod
+    @checked
     def from_json(cls, text: str, name: str = "recipe") -> Recipe:
         """A recipe from JSON. Solvers are scoresde's own, by name; nothing is imported.
 

@@ -11,6 +11,7 @@ the f_i = F(z_i, lam_i) dlam/dw, i = 0 .. N - 1: one network call a step, made o
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -325,6 +326,8 @@ class ReferenceScheme(Solver):
         lengths = [len(row) for row in self.weights]
         if not lengths or lengths != list(range(1, len(lengths) + 1)):
             raise ConfigError(f"weights of ReferenceScheme have rows of lengths {lengths}, expected 1, 2, 3, ...")
+        if self.first is not None and not math.isfinite(self.first):
+            raise ConfigError(f"first = {self.first} of ReferenceScheme, expected a finite lam, or None")
 
     def bind(self, model: Answers, calls: int | None) -> ReferenceScheme:
         """This scheme for a model."""

@@ -25,6 +25,7 @@ from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError
 from scoresde.likelihood.dequantize import first_level
 from scoresde.models.base import ScoreModel
+from scoresde.models.batches import batch_size_of
 from scoresde.training import loss
 from scoresde.training.batches import Source, check_told
 from scoresde.training.history import History, Log
@@ -163,6 +164,7 @@ def fit(
     team = Team.to_train(model.device)
     if bf16 and team.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         warnings.warn("bf16 on a CPU without bfloat16 units is many times slower than float32: leave it out", stacklevel=2)
+    batch_size_of(model, batch_size)
     if batch_size < team.world * accumulate:
         raise ConfigError(f"batch_size = {batch_size} for {team.world} processes of {accumulate} passes: expected one sample each")
     root = None if out is None else Path(out).absolute()

@@ -282,7 +282,10 @@ RIGHT: set[tuple[str, str]] = {
     ("NetworkModel.transform", "None"), ("data.from_dataset.test", "None"), ("GaussianMixture.means", "shape"), ("GaussianReference.fit.data", "shape"),
     ("GaussianMixture.from_data.x", "shape"), ("metrics.bootstrap.x", "shape"), ("plot.samples.x", "shape"), ("data.from_dataset.dataset", "shape"),
     ("frontier.features", "raises"), ("frontier.features", "text of it"), ("frontier.grids", "raises"),  # of solvers and paths that need none
-    ("levels", "big"),
+    ("levels", "big"), ("plot.frontier.levels", "dict"), ("frontier.grids", "class"), ("frontier.grids", "text of it"), ("frontier.features", "class"),
+    ("features.FeatureExtractor.accuracy", "nan"), ("features.FeatureExtractor.accuracy", "numpy nan"), ("draw", "zero"), ("draw", "big"),
+        ("VariationalDequantizer.history", "integers"), ("VariationalDequantizer.history", "no samples"), ("Transform.quantize.x", "shape"),
+    ("Transform.quantize.x", "no samples"), 
 }  # fmt: skip
 
 

@@ -94,7 +94,11 @@ def check_integer(value: Any, name: str, least: int = 1, most: int | None = None
     found = as_integer(value)
     if found is None or found < least or (most is not None and found > most):
         wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise ConfigError(f"{name} = {shown(value)}, expected {wanted if most is None else f'an integer from {least} to {most}'}")
+        if most is not None and most < 100:
+            wanted = f"an integer from {least} to {most}"
+        elif most is not None and found is not None and found > most:
+            wanted = f"an integer of at most {most}"
+        raise ConfigError(f"{name} = {shown(value)}, expected {wanted}")
     return found
 
 

@@ -41,6 +41,7 @@ _WORDS = {
     "Iterable": "a sequence",
     "Mapping": "a dict",
     "dict": "a dict",
+    "Solver": "a solver, scoresde.Heun() for instance, or yours, a subclass of scoresde.Solver",
     "dtype": "a torch.dtype, torch.float32 for instance",
     "device": "a torch.device",
     "Data": "a Data: scoresde.data.Data(train, test)",

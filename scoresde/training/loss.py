@@ -176,7 +176,7 @@ def sample_times(times: str | Times, sde: SDE, u: Tensor) -> tuple[Tensor, Tenso
     Raises:
         ConfigError: an unknown name.
     """
-    t, density = resolve_times(times)(sde, stratify(u) if times == "stratified" else u.double())
+    t, density = guarded(resolve_times(times), "times")(sde, stratify(u) if times == "stratified" else u.double())
     return t, density
 
 
@@ -216,18 +216,21 @@ def total_weight(weighting: Weighting, sde: SDE, n: int = 4096) -> float:
 
 def _resolve(value: Any, known: dict[str, Any], name: str, signature: str) -> Any:
     if callable(value):
-        return value if value in known.values() or isinstance(value, FittedTimes) else _guarded(value, name)
+        return value
     if not isinstance(value, str) or value not in known:
         names = ", ".join(known)
         raise ConfigError(f"{name} = {value!r}, expected one of {names} or a function {signature}{did_you_mean(str(value), known, 0.3)}")
     return known[value]
 
 
-def _guarded(function: Any, name: str) -> Any:
+def guarded(function: Any, name: str) -> Any:
     """A user's function, which is named in what goes wrong with it: one tensor, or for times two, a value for each time it was given."""
 
+    if function in (*_WEIGHTINGS.values(), *_TIMES.values()) or isinstance(function, FittedTimes):
+        return function
+
     @functools.wraps(function, updated=())
-    def guarded(sde: SDE, u: Tensor) -> Any:
+    def call(sde: SDE, u: Tensor) -> Any:
         with theirs(f"your function {name}"):
             found = function(sde, u)
         parts = found if name == "times" and isinstance(found, (tuple, list)) else (found,)
@@ -237,7 +240,7 @@ def _guarded(function: Any, name: str) -> Any:
             raise ShapeError(f"your function {name} gave ({got}), expected {wanted} of shape {tuple(u.shape)}")
         return found
 
-    return guarded
+    return call
 
 
 def _log_snr_range(sde: SDE) -> tuple[float, float]:

@@ -59,7 +59,10 @@ class Trainer:
         )
         self.seed, self.batch_size = options.seed, options.batch_size
         self.ids = np.array_split(np.arange(self.batch_size), team.world)[team.rank]
-        self.weighting, self.times = loss.resolve_weighting(options.weighting), loss.resolve_times(options.times)
+        self.weighting, self.times = (
+            loss.guarded(loss.resolve_weighting(options.weighting), "weighting"),
+            loss.guarded(loss.resolve_times(options.times), "times"),
+        )
         self.scale = loss.total_weight(self.weighting, model.sde)
         self.judge: nn.Module = _Judge(model)
         if team.world > 1:

@@ -38,7 +38,7 @@ LEAST = 0.98
 BIG, HUGE = 10**12, 10**400
 
 
-def raises(*args, **kwargs):
+def raises(*args: Any, **kwargs: Any) -> None:
     raise ZeroDivisionError("of the user")
 
 
@@ -202,7 +202,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "data.fashion_mnist": (sd.data.fashion_mnist, {"folder": "nowhere"}),
     "data.toy": (sd.data.toy, {"name": "moons", "n": 8}),
     "data.two_moons": (lambda **k: draw(sd.data.two_moons(**k)), {}),
-    "augment.Flip": (lambda **k: sd.augment.Flip(**k).draw(IMAGES, 0, torch.arange(2), 0) if False else sd.augment.Flip(**k), {}),
+    "augment.Flip": (sd.augment.Flip, {}),
     "augment.Shift": (sd.augment.Shift, {}),
     "augment.Chain": (sd.augment.Chain, {"parts": (sd.augment.Flip(),)}),
     "grid.uniform": (sd.grid.uniform, {"sde": SDE, "n": 3}),
@@ -339,6 +339,8 @@ def attempt(call: Callable[..., Any], given: dict[str, Any]) -> str:
     except Hang:
         return "hang"
     except Exception as error:
+        if str(error) == "of the user" and "callback" in given:
+            return "accepted"  # what a callback raises is its user's, who sees it
         return f"{type(error).__name__}: {str(error)[:90]!r}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

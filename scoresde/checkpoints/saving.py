@@ -105,11 +105,11 @@ def _recipes(root: Path, model: ScoreModel) -> dict[int, Recipe]:
         try:
             recipe = Recipe.load(file)
         except ScoreSDEError as error:
-            warnings.warn(f"{error}; it is passed over, tune makes a new one", stacklevel=3)
+            warnings.warn(f"{error}; it is passed over, tune makes a new one", stacklevel=4)
             continue
         if "weights" not in recipe.model:
             told = "does not say for which weights it was made, so that it fits none: it is passed over"
-            warnings.warn(f"{file}: {told}; tune makes a new one, and Recipe.load gives this one for use by hand", stacklevel=3)
+            warnings.warn(f"{file}: {told}; tune makes a new one, and Recipe.load gives this one for use by hand", stacklevel=4)
             continue
         if not recipe.mismatch(model, weights):
             found[recipe.nfe] = recipe

@@ -42,6 +42,7 @@ _WORDS = {
     "Mapping": "a dict",
     "dict": "a dict",
     "Solver": "a solver, scoresde.Heun() for instance, or yours, a subclass of scoresde.Solver",
+    "Transform": "a scoresde.Transform",
     "dtype": "a torch.dtype, torch.float32 for instance",
     "device": "a torch.device",
     "Data": "a Data: scoresde.data.Data(train, test)",

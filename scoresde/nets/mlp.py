@@ -65,14 +65,14 @@ class MLP(nn.Module):
             "width": check_size(width, "width"),
             "depth": check_size(depth, "depth"),
             "embedding": embedding,
-            "classes": classes,
+            "classes": None if classes is None else check_size(classes, "classes"),
             "dropout": check_probability(dropout, "dropout"),
             "label_dropout": check_probability(label_dropout, "label_dropout"),
         }
         self.frequencies = wave_frequencies(frequencies, self.config)
         width, depth, size = self.config["width"], self.config["depth"], math.prod(self.event_shape)
         check_weights(float(width) * (4 * width * depth + 2 * size), f"MLP(features={features}, width={width}, depth={depth})")
-        self.embedding = Embedding(width, width, embedding, classes, label_dropout, check_count(augmentations, self.config))
+        self.embedding = Embedding(width, width, embedding, self.config["classes"], label_dropout, check_count(augmentations, self.config))
         self.input = nn.Linear(size * (1 + 2 * len(self.frequencies)), width)
         self.blocks = nn.ModuleList(_VectorBlock(width, width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)

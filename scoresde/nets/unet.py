@@ -90,7 +90,7 @@ class UNet(nn.Module):
             "multipliers": list(multipliers),
             "blocks": check_size(blocks, "blocks"),
             "attention": check_levels(attention, levels),
-            "classes": classes,
+            "classes": None if classes is None else check_size(classes, "classes"),
             "dropout": check_probability(dropout, "dropout"),
             "embedding": embedding,
             "groups": check_size(groups, "groups"),
@@ -115,7 +115,7 @@ class UNet(nn.Module):
             h = heads if level in attending else 0
             return [_ImageBlock(widths[level], size, groups, dropout, h) for _ in range(blocks)]
 
-        self.embedding = Embedding(width, size, embedding, classes, label_dropout, check_count(augmentations, self.config))
+        self.embedding = Embedding(width, size, embedding, self.config["classes"], label_dropout, check_count(augmentations, self.config))
         self.input = nn.Conv2d(channels * (1 + 2 * len(self.frequencies)), widths[0], 3, padding=1)
         down, up = stage(0), stage(0)
         for level in range(1, levels):

@@ -157,7 +157,7 @@ def importance_weights(log_target: Tensor, log_prob: Tensor, *, few: float = FEW
     if wrong:
         warnings.warn(
             f"importance weights that cannot be relied on: {'; '.join(wrong)}. Take more samples, or a model nearer to the target",
-            stacklevel=2,
+            stacklevel=3,
         )
     return weights
 

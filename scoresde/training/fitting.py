@@ -163,7 +163,7 @@ def fit(
         _check_blur(model, source.transform)
     team = Team.to_train(model.device)
     if bf16 and team.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        warnings.warn("bf16 on a CPU without bfloat16 units is many times slower than float32: leave it out", stacklevel=2)
+        warnings.warn("bf16 on a CPU without bfloat16 units is many times slower than float32: leave it out", stacklevel=3)
     batch_size_of(model, batch_size)
     if batch_size < team.world * accumulate:
         raise ConfigError(f"batch_size = {batch_size} for {team.world} processes of {accumulate} passes: expected one sample each")
@@ -196,5 +196,5 @@ def _check_blur(model: ScoreModel, transform: Transform) -> None:
         warnings.warn(
             f"dequantization = 'normal', but at t_min half a bin is {tails:.3g} standard deviations of the noise, expected 2 to 20: "
             f"adapt the SDE to the {transform.levels} levels, data.transform.adapt(sde)",
-            stacklevel=3,
+            stacklevel=4,
         )

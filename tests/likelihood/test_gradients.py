@@ -178,7 +178,7 @@ def test_wrong_arguments():
         log_prob_gradient(model, x, divergence="none")
     with pytest.raises(ConfigError, match="steps"):
         log_prob_gradient(model, x, steps=0)
-    with pytest.raises(ConfigError, match="prior answered shape"):
+    with pytest.raises(ShapeError, match="your prior gave shape"):
         log_prob_gradient(model, x, prior=lambda z: z)
     with pytest.raises(DTypeError):
         log_prob_gradient(model, x.float())

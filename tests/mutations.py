@@ -32,6 +32,27 @@ class Mutation:
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
+        "True is an integer",
+        "core/checks.py",
+        "found = None if isinstance(number, (bool, np.ndarray)) else operator.index(number)",
+        "found = None if isinstance(number, np.ndarray) else operator.index(number)",
+        ("core/test_doors.py",),
+    ),
+    Mutation(
+        "a door lets everything in",
+        "core/doors.py",
+        "        values = [_check(v,",
+        "        return function(*args, **given)\n        values = [_check(v,",
+        ("core/test_doors.py",),
+    ),
+    Mutation(
+        "memory is not looked at",
+        "core/checks.py",
+        "    if n_bytes > most:",
+        "    if n_bytes > 1e300:",
+        ("core/test_doors.py::test_sizes_that_are_sensible_pass",),
+    ),
+    Mutation(
         "a line of rows is taken whatever its sum says",
         "core/encoding.py",
         "    if head + b\",\" != _sum_of(rest):\n        return None\n    del",

@@ -114,7 +114,7 @@ def read(
                 damaged = damaged or error
                 continue
             if damaged is not None:
-                warnings.warn(f"{damaged}; the previous checkpoint is used, {folder}", stacklevel=3)
+                warnings.warn(f"{damaged}; the previous checkpoint is used, {folder}", stacklevel=4)
             return found
         if folders == [root] or folders_module.folders(root)[::-1] == folders:
             break

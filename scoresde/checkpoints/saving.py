@@ -19,8 +19,10 @@ from scoresde.checkpoints import folders
 from scoresde.checkpoints.description import build_model, check_same, describe, names_of_buffers, read_reference, with_reference
 from scoresde.checkpoints.format import read, root_of, write
 from scoresde.core import files as files_module
+from scoresde.core.checks import shown
+from scoresde.core.doors import checked
 from scoresde.core.encoding import check_weights
-from scoresde.errors import ScoreSDEError
+from scoresde.errors import ConfigError, ScoreSDEError
 from scoresde.solvers.recipe import Recipe, fingerprint
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from scoresde.sdes.base import SDE
 
 
+@checked
 def save(model: ScoreModel, path: str | os.PathLike[str]) -> None:
     """Saves a model: its weights, and what ``load`` needs to build it again.
 
@@ -49,6 +52,7 @@ def save(model: ScoreModel, path: str | os.PathLike[str]) -> None:
         recipe.save(root)
 
 
+@checked
 def load(
     path: str | os.PathLike[str],
     net: nn.Module | None = None,
@@ -75,6 +79,8 @@ def load(
         CheckpointUntrusted: a pickle.
         ConfigError: a class of your own was saved, and none was given.
     """
+    if parameterization is not None and not isinstance(parameterization, str) and not callable(parameterization):
+        raise ConfigError(f"parameterization = {shown(parameterization)}, expected a name or a function (alpha, sigma) -> (c_skip, c_out)")
     found = read(path, ["ema", "model"] if ema else ["model"], first=True)
     reference = read_reference(found)
     (weights,) = found.tensors.values()
@@ -102,11 +108,11 @@ def _recipes(root: Path, model: ScoreModel) -> dict[int, Recipe]:
         try:
             recipe = Recipe.load(file)
         except ScoreSDEError as error:
-            warnings.warn(f"{error}; it is passed over, tune makes a new one", stacklevel=3)
+            warnings.warn(f"{error}; it is passed over, tune makes a new one", stacklevel=4)
             continue
         if "weights" not in recipe.model:
             told = "does not say for which weights it was made, so that it fits none: it is passed over"
-            warnings.warn(f"{file}: {told}; tune makes a new one, and Recipe.load gives this one for use by hand", stacklevel=3)
+            warnings.warn(f"{file}: {told}; tune makes a new one, and Recipe.load gives this one for use by hand", stacklevel=4)
             continue
         if not recipe.mismatch(model, weights):
             found[recipe.nfe] = recipe

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
+from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ScoreSDEError, ShapeError
+
+MOST_CALLS = 10**7  # network calls, or steps, one after another
 
 
 def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
@@ -66,6 +70,9 @@ def check_floating(x: Any, name: str = "x") -> None:
     """Checks that x is a floating-point tensor. Raises DTypeError."""
     if not isinstance(x, Tensor):
         raise DTypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor: use torch.as_tensor({name})")
+    if x.layout is not torch.strided or x.is_meta:
+        kind = "on the meta device, it holds no numbers" if x.is_meta else "sparse, expected a dense one: x.to_dense()"
+        raise DTypeError(f"{name} is {kind}")
     if not x.is_floating_point():
         raise DTypeError(
             f"{name} has dtype {x.dtype}, expected floating point: for integer levels give a `Transform` "
@@ -87,52 +94,122 @@ def check_shape(x: Tensor, event_shape: tuple[int, ...] | None = None, name: str
         )
 
 
+def check_integer(value: Any, name: str, least: int = 1, most: int | None = None) -> int:
+    """An integer in a range: Python's, NumPy's or a tensor of one (True and 2.0 are none). Raises ConfigError."""
+    found = as_integer(value)
+    if found is None or found < least or (most is not None and found > most):
+        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        if most is not None and most < 100:
+            wanted = f"an integer from {least} to {most}"
+        elif most is not None and found is not None and found > most:
+            wanted = f"an integer of at most {most}"
+        raise ConfigError(f"{name} = {shown(value)}, expected {wanted}")
+    return found
+
+
 def check_positive_int(value: Any, name: str) -> int:
     """Checks an integer of at least 1 (True and 2.0 are not). Raises ConfigError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} = {value!r}, expected a positive integer")
-    return value
+    return check_integer(value, name)
 
 
 def check_positive(value: Any, name: str) -> float:
     """Checks a finite number above 0. Raises ConfigError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ConfigError(f"{name} = {value!r}, expected a positive finite number: {name} > 0")
-    return float(value)
+    found = as_number(value)
+    if found is None or not 0 < found < math.inf:
+        raise ConfigError(f"{name} = {shown(value)}, expected a positive finite number: {name} > 0")
+    return found
+
+
+def check_least(value: Any, least: float, name: str) -> float:
+    """A finite number of at least this: Python's, NumPy's, or a tensor of one. Raises ConfigError."""
+    found = as_number(value)
+    if found is None or not least <= found < math.inf:
+        raise ConfigError(f"{name} = {shown(value)}, expected a finite number of at least {least:g}")
+    return found
+
+
+def check_share(value: Any, name: str, closed: bool = False) -> float:
+    """A number in (0, 1), or for ``closed`` in [0, 1). Raises ConfigError."""
+    found = as_number(value)
+    if found is None or not (0 <= found < 1) or (found == 0 and not closed):
+        raise ConfigError(f"{name} = {shown(value)}, expected a number {'in [0, 1)' if closed else 'between 0 and 1'}")
+    return found
+
+
+def shown(value: Any) -> str:
+    """The repr of a value, at most a line of it."""
+    try:
+        text = repr(value)
+    except Exception:  # of a user's class, or an integer of more digits than Python prints
+        text = f"an int of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) < 100 else f"{text[:80]}... ({len(text)} characters)"
+
+
+def check_memory(n_bytes: float, what: str) -> None:
+    """Raises ConfigError, before anything is done, if this is more memory than the machine has."""
+    most = _machine()
+    if n_bytes > most:
+        size, there = (f"{n / 2**30:.3g} GiB" for n in (n_bytes, most))
+        raise ConfigError(f"{what} would take {size} of memory, expected at most the {there} that this machine has")
+
+
+def check_calls(calls: int, what: str) -> int:
+    """A number of network calls or steps. Raises ConfigError, before any of them, for more than anybody waits for."""
+    if calls > MOST_CALLS:
+        raise ConfigError(f"{what} = {calls:.3g}, one after another: expected at most {MOST_CALLS:.0e}, an hour of the smallest network")
+    return calls
 
 
 def check_flag(value: Any, name: str) -> bool:
     """Checks True or False. Raises ConfigError."""
     if not isinstance(value, bool):
-        raise ConfigError(f"{name} = {value!r}, expected True or False")
+        raise ConfigError(f"{name} = {shown(value)}, expected True or False")
     return value
 
 
-def check_order(value: Any, least: int, name: str) -> int:
-    found = _integer(value)
-    if found is None or not least <= found <= 4:
-        raise ConfigError(f"{name} = {value!r}, expected an integer from {least} to 4")
-    return found
-
-
-def check_count(value: Any, least: int, name: str) -> int:
-    found = _integer(value)
-    if found is None or found < least:
-        raise ConfigError(f"{name} = {value!r}, expected an integer of at least {least}")
-    return found
-
-
-def _integer(value: Any) -> int | None:
-    """An int, or anything that is an index (NumPy's integers); None for all else, and for True and False."""
+@contextmanager
+def theirs(what: str) -> Iterator[None]:
+    """Names a user's own function in what it raises: ConfigError from it. What is scoresde's own error already stays what it is."""
     try:
-        return None if isinstance(value, bool) else operator.index(value)
+        yield
+    except ScoreSDEError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def _machine() -> float:
+    """Bytes of memory of this machine; where the system does not say, 1 TiB."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float(1 << 40)
+
+
+def scalar_of(value: Any) -> Any:
+    """The number in a tensor or an array of one."""
+    if isinstance(value, Tensor):
+        return value.item() if value.ndim == 0 and value.layout is torch.strided and not value.is_meta else None
+    return value.item() if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0 else value
+
+
+def as_integer(value: Any) -> int | None:
+    """An int, or anything that is an index; None for all else, for True and False, and beyond 64 bits."""
+    number = scalar_of(value)
+    try:
+        found = None if isinstance(number, (bool, np.ndarray)) else operator.index(number)
     except TypeError:
         return None
+    return found if found is None or abs(found) < 1 << 64 else None
 
 
-def check_least(value: Any, least: float, name: str) -> float:
-    """A number: Python's, NumPy's, or a tensor of one."""
-    number = value.item() if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 else value
-    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not least <= float(number) < math.inf:
-        raise ConfigError(f"{name} = {value!r}, expected a finite number of at least {least:g}")
-    return float(number)
+def as_number(value: Any) -> float | None:
+    """A float; None for what is no real number, for True and False, NaN, and integers beyond all floats."""
+    number = scalar_of(value)
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
+        return None
+    try:
+        found = float(number)
+    except (OverflowError, ValueError, TypeError):
+        return None
+    return None if math.isnan(found) else found

@@ -10,16 +10,18 @@ An augmentation is any frozen dataclass with ``draws`` and ``labels``, and a cal
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive_int
+from scoresde.core.checks import as_number, check_integer, shown
+from scoresde.core.doors import checked
 from scoresde.core.tensors import expand
 from scoresde.errors import ConfigError, ShapeError
 
 
+@runtime_checkable
 class Augmentation(Protocol):
     """What ``fit(augment=...)`` takes."""
 
@@ -35,6 +37,7 @@ class Augmentation(Protocol):
         """x (B, *event), levels or floats, moved by the random numbers u (B, draws), and a (B, labels), 0 where it was not."""
 
 
+@checked
 @dataclass(frozen=True)
 class Flip:
     """Mirrors the last dimension (left and right of images) with a probability; a is 1 for mirror images.
@@ -54,6 +57,7 @@ class Flip:
         return torch.where(expand(moved, x), x.flip(-1), x), moved[:, None].to(u)
 
 
+@checked
 @dataclass(frozen=True)
 class Shift:
     """Moves images by up to ``most`` pixels up or down, and left or right, with a probability; what comes in repeats the edge.
@@ -71,7 +75,7 @@ class Shift:
     labels = 2
 
     def __post_init__(self) -> None:
-        check_positive_int(self.most, "most")
+        check_integer(self.most, "most", 1, 100_000)
         _check_probability(self.probability)
 
     def __call__(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,11 +91,18 @@ class Shift:
         return x.movedim(1, -1)[b, rows[:, :, None], columns[:, None, :]].movedim(-1, 1), way / self.most
 
 
+@checked
 @dataclass(frozen=True)
 class Chain:
     """Several augmentations, one after the other; a has the labels of all."""
 
     parts: tuple[Augmentation, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ConfigError("parts of Chain are empty, expected augmentations, Flip() and Shift() for instance")
+        for i, part in enumerate(self.parts):
+            check_augmentation(part, f"parts[{i}]")
 
     @property
     def draws(self) -> int:
@@ -109,6 +120,15 @@ class Chain:
         return x, torch.cat(labels, dim=1)
 
 
+def check_augmentation(value: Any, name: str = "augment") -> None:
+    """Raises ConfigError for what is no ``Augmentation``."""
+    if isinstance(value, type) or not isinstance(value, Augmentation):
+        raise ConfigError(
+            f"{name} = {shown(value)}, expected an augmentation: scoresde.augment.Flip(), Shift(), or an object of yours with draws, "
+            "labels and a call (x, u) -> (x, a)"
+        )
+
+
 def named(text: str) -> Augmentation:
     """"flip", "shift", or both with a comma between. Raises ConfigError."""
     known: dict[str, Augmentation] = {"flip": Flip(), "shift": Shift()}
@@ -120,5 +140,6 @@ def named(text: str) -> Augmentation:
 
 
 def _check_probability(p: float) -> None:
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 < p < 1:
+    found = as_number(p)
+    if found is None or not 0 < found < 1:
         raise ConfigError(f"probability = {p!r}, expected a number in (0, 1): some samples must stay as they are")

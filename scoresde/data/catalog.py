@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from scoresde.core.checks import did_you_mean
+from scoresde.core.doors import checked
 from scoresde.data.dataset import Data
 from scoresde.data.readers import idx, npz
 from scoresde.data.toys import TOYS, toy
@@ -38,6 +39,7 @@ def digits() -> Data:
     return Data(x[:1500], x[1500:], Transform(levels=17), y[:1500], y[1500:], name="digits")
 
 
+@checked
 def fashion_mnist(folder: str | os.PathLike[str] = FASHION_MNIST) -> Data:
     """Fashion-MNIST (arXiv 1708.07747): 60,000 and 10,000 images (1, 28, 28), 256 levels, 10 classes.
 
@@ -55,6 +57,7 @@ def fashion_mnist(folder: str | os.PathLike[str] = FASHION_MNIST) -> Data:
     return idx(folder, name="fashion-mnist")
 
 
+@checked
 def load(source: str | os.PathLike[str]) -> Data:
     """What the command line's ``--data`` takes: a name, a folder of idx files, or a .npz file.
 

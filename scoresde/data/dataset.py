@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoresde.core.checks import check_data
 from scoresde.core.digest import sha256_of
+from scoresde.core.doors import checked
 from scoresde.errors import DataError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
+@checked
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """A data set in memory.

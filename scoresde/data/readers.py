@@ -6,7 +6,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.core.checks import check_integer, theirs
+from scoresde.core.doors import checked
 from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError, DataError, DTypeError, ScoreSDEError, ShapeError
 
 MAX_BYTES = 1 << 32  # of one file, decompressed
 
 
+@checked
 def idx(
     folder: str | os.PathLike[str],
     *,
@@ -68,6 +71,7 @@ def idx(
         return Data(images[0], images[1], Transform(levels=levels), labels[0], labels[1], name=name)
 
 
+@checked
 def npz(path: str | os.PathLike[str], *, levels: int | None = None, max_bytes: int = MAX_BYTES) -> Data:
     """Arrays of a numpy .npz file: ``train`` and, optionally, ``test``, ``labels``, ``test_labels`` and ``levels``.
 
@@ -114,6 +118,7 @@ def npz(path: str | os.PathLike[str], *, levels: int | None = None, max_bytes: i
         return Data(x, test, transform, labels, test_labels, name=path.stem)
 
 
+@checked
 def from_dataset(dataset: Any, test: Any = None, *, levels: int | None = None, name: str | None = None) -> Data:
     """Reads a torch ``Dataset`` into memory.
 
@@ -130,6 +135,8 @@ def from_dataset(dataset: Any, test: Any = None, *, levels: int | None = None, n
     """
     from scoresde.data.transform import Transform
 
+    if levels is not None:
+        check_integer(levels, "levels", 2)
     x, labels = _stack(dataset, "dataset")
     x_test, test_labels = (x[:0], None) if test is None else _stack(test, "test")
     if levels is None and x.dtype == torch.uint8:
@@ -297,10 +304,13 @@ def _stack(dataset: Any, what: str) -> tuple[Tensor, Tensor | None]:
         ) from None
     if n == 0:
         raise ShapeError(f"{what} has length 0: an empty data set")
+    if isinstance(dataset, (set, frozenset, Mapping)) or (isinstance(dataset, Tensor) and dataset.layout is not torch.strided):
+        raise ConfigError(f"{what} is a {type(dataset).__name__} without places, expected a Dataset with __len__ and __getitem__")
     samples: list[Tensor] = []
     labels: list[int] = []
     for i in range(n):
-        item = dataset[i]
+        with theirs(f"item {i} of {what}"):
+            item = dataset[i]
         x, *rest = item if isinstance(item, (tuple, list)) else (item,)
         if not isinstance(x, Tensor):
             raise DTypeError(

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive, check_positive_int, did_you_mean
+from scoresde.core.checks import check_integer, check_memory, check_positive, check_positive_int, did_you_mean
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.streams import TOY
 from scoresde.data.dataset import Data
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from scoresde.models.mixture import GaussianMixture
 
 
+@checked
 def two_moons(std: float = 0.1, components: int = 64) -> GaussianMixture:
     """Two interleaved half circles of radius 1, blurred: an exact density for two-dimensional experiments.
 
@@ -36,7 +38,7 @@ def two_moons(std: float = 0.1, components: int = 64) -> GaussianMixture:
     from scoresde.models.mixture import GaussianMixture
 
     check_positive(std, "std")
-    half = check_positive_int(components, "components") // 2
+    half = check_integer(components, "components", 1, 10_000_000) // 2
     if components % 2 or math.pi / half > 1.5 * std:
         need = 2 * math.ceil(math.pi / (1.5 * std))
         raise ConfigError(
@@ -49,6 +51,7 @@ def two_moons(std: float = 0.1, components: int = 64) -> GaussianMixture:
     return GaussianMixture(means, torch.full((components,), float(std)), torch.full((components,), 1 / components))
 
 
+@checked
 def toy(name: str, n: int = 10_000, seed: int = 0) -> Data:
     """Points in the plane, float32 (n, 2), of about unit size: "moons", "pinwheel", "checkerboard", "spirals", "rings".
 
@@ -65,7 +68,7 @@ def toy(name: str, n: int = 10_000, seed: int = 0) -> Data:
     """
     if name not in TOYS:
         raise ConfigError(f"toy {name!r} is unknown, expected one of {', '.join(TOYS)}{did_you_mean(name, TOYS)}")
-    check_positive_int(n, "n")
+    check_memory(64.0 * check_positive_int(n, "n"), f"n = {n} points")
     if check_seed(seed) >= 1 << 63:
         raise ConfigError(f"seed = {seed}, expected an integer in [0, 2^63)")
     if name == "moons":

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive, check_positive_int, check_shape
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_ids, check_seed
 from scoresde.core.streams import DEQUANTIZE
 from scoresde.errors import ConfigError, DTypeError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 DEQUANTIZATIONS = ("uniform", "normal")
 
 
+@checked
 @dataclass(frozen=True)
 class Transform:
     """K integer levels on [low, high] of the model's space.
@@ -84,6 +86,7 @@ class Transform:
         rounding = torch.finfo(dtype).eps + 8 * torch.finfo(torch.float64).eps
         return min(0.5, rounding * max(abs(self.low), abs(self.high)) / self.bin_width)
 
+    @checked
     def dequantize(
         self,
         levels: Tensor,
@@ -152,6 +155,7 @@ class Transform:
         ends = {"t_end": t} if "t_end" in names and sde.t_end is not None and sde.t_end < t else {}
         return replace(sde, t_min=t, **ends)  # type: ignore[type-var]
 
+    @checked
     def quantize(self, x: Tensor) -> Tensor:
         """The level of each value, int64; values outside [low, high] go to the nearest level."""
         return ((x.double() - self.low) / self.bin_width).floor().clamp(0, self.levels - 1).long()

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive_int
+from scoresde.core.checks import check_memory, check_positive_int, theirs
+from scoresde.core.doors import checked
 from scoresde.core.noise import check_seed
 from scoresde.errors import ConfigError
 
@@ -28,6 +29,7 @@ class Interval:
 METHODS = ("percentile", "basic", "centred")
 
 
+@checked
 def bootstrap(
     statistic: Callable[[Tensor], Any],
     x: Tensor,
@@ -56,14 +58,19 @@ def bootstrap(
     """
     if not isinstance(x, Tensor) or x.ndim < 1 or not len(x):
         raise ConfigError(f"x = {x!r}, expected samples, at least one")
-    values = [float(statistic(x[row])) for row in resampled_rows(len(x), resamples, seed)]
-    return interval(float(statistic(x)), values, level, method)
+
+    def value(some: Tensor) -> float:
+        with theirs("your statistic"):
+            return float(statistic(some))
+
+    return interval(value(x), [value(x[row]) for row in resampled_rows(len(x), resamples, seed)], level, method)
 
 
 def resampled_rows(n: int, resamples: int, seed: int) -> Tensor:
     """Indices of n draws from n samples with replacement, (resamples, n), a function of the seed."""
     key = np.array([check_seed(seed), 0xB0075], dtype=np.uint64)
     shape = (check_positive_int(resamples, "resamples"), n)
+    check_memory(8.0 * resamples * n, f"resamples = {resamples} of {n} samples")
     return torch.from_numpy(np.random.Generator(np.random.Philox(key=key)).integers(0, n, shape))
 
 

@@ -18,22 +18,26 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.core import encoding, files
-from scoresde.core.checks import check_data, check_positive, check_positive_int
+from scoresde.core.checks import check_data, check_integer, check_memory, check_positive, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.noise import check_seed, permutation, seeded
 from scoresde.core.streams import TRAIN
 from scoresde.data.dataset import Data
 from scoresde.errors import CheckpointCorrupt, ConfigError
 from scoresde.models.base import inference
-from scoresde.training.optimization import Descent, descend
+from scoresde.training.optimization import MOST_STEPS, Descent, descend
 from scoresde.training.schedule import Schedule
 
 BATCH = 512  # samples at a time for features
 
 MOST = 1 << 30  # bytes of a file
 
+LARGEST = 100_000  # of any size of the network
+
 LOOK = 50  # steps between two looks at the loss
 
 
+@checked
 class FeatureExtractor(nn.Module):
     """The features of a classifier: samples (B, *event) in model space -> (B, features), in batches, without gradients.
 
@@ -60,8 +64,11 @@ class FeatureExtractor(nn.Module):
     ) -> None:
         super().__init__()
         self.event_shape = tuple(check_positive_int(n, "event_shape") for n in event_shape)
-        self.classes, self.features = check_positive_int(classes, "classes"), check_positive_int(features, "features")
-        self.width, self.name, self.accuracy = check_positive_int(width, "width"), name, float(accuracy)
+        classes, features, width = (
+            check_integer(n, name, 1, LARGEST) for n, name in ((classes, "classes"), (features, "features"), (width, "width"))
+        )
+        check_memory(32.0 * width * (math.prod(self.event_shape) + 8 * width + features), f"a classifier of width {width}")
+        self.classes, self.features, self.width, self.name, self.accuracy = classes, features, width, name, float(accuracy)
         if len(self.event_shape) == 3 and min(self.event_shape[1:]) >= 4:
             body, size = _convolutions(self.event_shape, width)
         else:
@@ -135,6 +142,7 @@ def _convolutions(shape: tuple[int, ...], width: int) -> tuple[list[nn.Module], 
     return [*layers, nn.Flatten()], c * h * w  # and the units that are left
 
 
+@checked
 def fit_features(
     data: Data,
     *,
@@ -174,7 +182,7 @@ def fit_features(
         raise ConfigError(f"{data.name} has no labels of two classes at least: features are those of a classifier, give your own")
     n, check = len(data.train), check_positive_int(batch_size, "batch_size")
     size = min(check, n)
-    total = max(200, min(600, 20 * n // size)) if steps is None else check_positive_int(steps, "steps")
+    total = max(200, min(600, 20 * n // size)) if steps is None else check_integer(steps, "steps", 1, MOST_STEPS)
     check_positive(lr, "lr")
     with seeded(check_seed(seed) % (1 << 63)):
         extractor = FeatureExtractor(data.event_shape, data.classes or 0, features, width, data.name)

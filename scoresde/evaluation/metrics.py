@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_positive, check_positive_int
+from scoresde.core.checks import check_data, check_integer, check_least, check_memory, check_positive, check_positive_int, theirs
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.streams import PROJECTION
 from scoresde.errors import ConfigError, ShapeError
@@ -36,6 +37,7 @@ SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # bandwidths of the RBF mixture, in medians
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
+@checked
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, seed: int = 0) -> float:
     r"""Sliced Wasserstein-2 distance: the root mean square over random directions of the distance of the projections.
 
@@ -59,7 +61,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 128, seed: int =
 
 def unit_directions(dim: int, projections: int, seed: int) -> Tensor:
     """Random unit vectors (L, dim), float64; a function of the seed."""
-    check_positive_int(projections, "projections")
+    check_memory(8.0 * check_positive_int(projections, "projections") * dim, f"projections = {projections} of {dim} dimensions")
     noise = Noise(check_seed(seed), np.arange(projections), (dim,), torch.float64)
     return torch.nn.functional.normalize(noise.normal(PROJECTION), dim=1)
 
@@ -84,6 +86,7 @@ class NoiseFloor:
     std: float
 
 
+@checked
 def noise_floor(
     pool: Tensor, n: int, splits: int = 10, projections: int = 128, seed: int = 0, reference: Tensor | None = None
 ) -> NoiseFloor:
@@ -104,7 +107,7 @@ def noise_floor(
     if not 0 < check_positive_int(n, "n") < len(pool):
         raise ConfigError(f"n = {n} and a pool of {len(pool)}: expected more samples in the pool than n")
     values = []
-    for split in range(check_positive_int(splits, "splits")):
+    for split in range(check_integer(splits, "splits", 1, 100_000)):
         order = split_order(len(pool), seed, split).to(pool.device)
         rest = pool[order[n:]] if reference is None else reference
         values.append(sliced_wasserstein(pool[order[:n]], rest, projections, seed))
@@ -117,6 +120,7 @@ def split_order(n: int, seed: int, split: int) -> Tensor:
 
 
 # ---- kernels and pairwise distances
+@checked
 def energy_distance(x: Tensor, y: Tensor) -> float:
     r"""Energy distance (Szekely and Rizzo 2013), zero for equal distributions only; in the square root of the units of x.
 
@@ -133,6 +137,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return math.sqrt(max(float(2 * cross - own - other), 0.0))
 
 
+@checked
 def mmd(x: Tensor, y: Tensor, kernel: str | Kernel = "rbf", bandwidth: float | None = None) -> float:
     r"""Squared maximum mean discrepancy, the unbiased estimate (Gretton et al. 2012, lemma 6): 0 on the mean for equal
     distributions, so it may be negative.
@@ -161,7 +166,9 @@ def mmd(x: Tensor, y: Tensor, kernel: str | Kernel = "rbf", bandwidth: float | N
 def make_kernel(kernel: str | Kernel, y: Tensor, bandwidth: float | None = None) -> Kernel:
     """The kernel of ``mmd`` as a function of flat float64 sets (n, D), (m, D) -> (n, m). Raises ConfigError."""
     if callable(kernel):
-        return kernel
+        return _guarded(kernel)
+    if not isinstance(kernel, str):
+        raise ConfigError(f"kernel is a {type(kernel).__name__}, expected 'rbf', 'polynomial', or a function (n, D), (m, D) -> (n, m)")
     if kernel == "polynomial":
         return lambda a, b: (a @ b.mT / a.shape[1] + 1) ** 3
     if kernel != "rbf":
@@ -176,6 +183,20 @@ def make_kernel(kernel: str | Kernel, y: Tensor, bandwidth: float | None = None)
         return out.div_(len(SCALES))
 
     return rbf
+
+
+def _guarded(kernel: Kernel) -> Kernel:
+    """A user's kernel, which is named in what goes wrong with it."""
+
+    def guarded(a: Tensor, b: Tensor) -> Tensor:
+        with theirs("your kernel"):
+            k = kernel(a, b)
+        if not isinstance(k, Tensor) or k.shape != (len(a), len(b)):
+            got = f"shape {tuple(k.shape)}" if isinstance(k, Tensor) else f"a {type(k).__name__}"
+            raise ShapeError(f"your kernel gave {got}, expected a tensor ({len(a)}, {len(b)})")
+        return k
+
+    return guarded
 
 
 def median_distance(y: Tensor) -> float:
@@ -212,6 +233,7 @@ def row_means(a: Tensor, b: Tensor, k: Kernel, skip_diagonal: bool = False) -> T
 
 
 # ---- features
+@checked
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     r"""Frechet distance of the Gaussians with the means and covariances of two sets, squared as is usual (1706.08500, eq. 6).
 
@@ -248,6 +270,7 @@ class PrecisionRecall:
     recall: float
 
 
+@checked
 def precision_recall(x: Tensor, y: Tensor, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall (1904.06991, eq. 1 and 2): fidelity and coverage, apart.
 
@@ -286,6 +309,7 @@ def within(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
 
 
 # ---- mixtures
+@checked
 def mode_occupancy_error(x: Tensor, target: GaussianMixture, alpha: float = 1.0, sigma: float = 0.0, hard: bool = False) -> float:
     """Total variation distance between the weights of a mixture's components and the shares of them in samples.
 
@@ -302,6 +326,8 @@ def mode_occupancy_error(x: Tensor, target: GaussianMixture, alpha: float = 1.0,
     Raises:
         ShapeError, DTypeError, NonFiniteError.
     """
+    check_least(alpha, 0.0, "alpha")
+    check_least(sigma, 0.0, "sigma")
     r = responsibilities(x, target, alpha, sigma)
     if hard:
         r = torch.nn.functional.one_hot(r.argmax(1), r.shape[1]).double()

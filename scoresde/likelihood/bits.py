@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.checks import check_data, check_integer
 from scoresde.core.digest import digest, of_tensors
+from scoresde.core.doors import checked
 from scoresde.core.noise import check_ids, check_seed
 from scoresde.core.pieces import pack, run, unpack
 from scoresde.errors import ConfigError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 CHECK = 32  # samples on which the errors of the time steps and of the cut at t_min are estimated
 
+@checked
 def bits_per_dim(
     model: ScoreModel,
     levels: Tensor,
@@ -102,7 +104,7 @@ def bits_per_dim(
         check_same_transform(model, transform)
     levels = as_levels(levels)
     transform.check_levels(levels)
-    K = check_positive_int(dequantizations, "dequantizations")
+    K = check_integer(dequantizations, "dequantizations", 1, 100_000)
     if importance_weighted and default_divergence(model, divergence, probes) != "exact":
         raise ConfigError(
             "importance-weighted dequantization needs divergence = 'exact': the mean of p over draws is too large by the variance "

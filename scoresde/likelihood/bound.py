@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.checks import check_data, check_integer
 from scoresde.core.digest import of_tensors
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_ids, check_seed
 from scoresde.core.progress import bar
 from scoresde.errors import ConfigError
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
 
 
+@checked
 def elbo(
     model: ScoreModel,
     data: Tensor,
@@ -98,7 +100,7 @@ def elbo(
         raise ConfigError("integer levels need their transform, scoresde.Transform(levels=256) for 8-bit images; floats have none")
     id_array = check_ids(ids, len(data))
     check_seed(seed)
-    check_positive_int(draws, "draws")
+    check_integer(draws, "draws", 1, 1_000_000)
     if reconstruction is None:
         trained = dequantization_of(model.transform or transform)
         reconstruction = "levels" if trained == "normal" and transform is not None else "density"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive_int
+from scoresde.core.checks import check_calls, check_positive_int
 from scoresde.core.exponential import exponential_weights
 from scoresde.likelihood.clock import Clock
 from scoresde.likelihood.traces import share
@@ -62,7 +62,7 @@ def plan(model: ScoreModel, solver: ReferenceSolver, steps: int | None) -> Plan:
     Raises:
         ConfigError: neither has a reference, or steps < 1.
     """
-    calls, sde = STEPS if steps is None else check_positive_int(steps, "steps"), model.sde
+    calls, sde = STEPS if steps is None else check_calls(check_positive_int(steps, "steps"), "steps"), model.sde
     solver = replace(solver.bind(model, None), free=solver.free, width=solver.width)
     reference = solver._reference()
     end = sde.levels([sde.t_max])[0]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.checks import check_data
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_ids, check_seed
 from scoresde.core.progress import bar
 from scoresde.errors import ConfigError
@@ -26,7 +27,7 @@ from scoresde.likelihood import flow
 from scoresde.likelihood.method import check_prior
 from scoresde.likelihood.traces import Traces, check_kind
 from scoresde.models.base import check_model, check_same_kind, inference
-from scoresde.models.batches import bind_conditions, default_batch_size, in_batches
+from scoresde.models.batches import batch_size_of, bind_conditions, default_batch_size, in_batches
 from scoresde.models.conditions import check_conditions
 from scoresde.solvers.reference import ReferenceSolver
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 STEPS = 16  # network calls, all of which the graph holds
 
 
+@checked
 def differentiable_log_prob(
     model: ScoreModel,
     x: Tensor,
@@ -113,6 +115,7 @@ class Density:
         return log_prior + delta.mean(1) + flow.volume(self.plan)
 
 
+@checked
 def log_prob_gradient(
     model: ScoreModel,
     x: Tensor,
@@ -147,7 +150,7 @@ def log_prob_gradient(
     log_p = Density.make(model, steps, solver, divergence, probes, prior)
     n, id_array = len(x), check_ids(ids, len(x))
     check_seed(seed)
-    size = default_batch_size(model.event_shape) // 4 if batch_size is None else check_positive_int(batch_size, "batch_size")
+    size = default_batch_size(model.event_shape) // 4 if batch_size is None else batch_size_of(model, batch_size)
     with bar(progress, -(-n // size), "gradient of log p") as advance, torch.inference_mode(False):
         values = torch.empty(n, dtype=torch.float64, device=x.device)
         gradients = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # not like x, which may be an inference tensor

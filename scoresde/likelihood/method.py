@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data
+from scoresde.core.checks import check_data, check_integer
 from scoresde.core.digest import digest
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.tensors import expand
@@ -85,8 +85,7 @@ def method(
     size = batch_size_of(model, batch_size)
     check_seed(seed)
     log_prior = check_prior(prior, model, solver, model.sde.levels([model.sde.t_max])[0])
-    if isinstance(check, bool) or not isinstance(check, int) or check < 0:
-        raise ConfigError(f"check = {check!r}, expected a number of samples, 0 for none")
+    check_integer(check, "check", 0)
     run = _run(model, solver, steps)
     others: list[budget.Judge] = []
     if check_steps is not None:
@@ -185,7 +184,7 @@ def check_prior(prior: Any, model: ScoreModel, solver: Solver, end: Level) -> Ca
     """log p at t_max."""
     if prior is None:
         return model.sde.prior_log_prob
-    if prior == "reference":
+    if isinstance(prior, str) and prior == "reference":
         reference = solver.reference or model_reference(model)
         return lambda x: reference.log_prob(x, end.alpha, end.sigma)
     if not callable(prior):

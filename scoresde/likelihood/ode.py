@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core import pieces
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_ids
 from scoresde.core.progress import bar
 from scoresde.core.tensors import expand
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from scoresde.solvers.base import Solver
 
 
+@checked
 def log_prob(
     model: ScoreModel,
     x: Tensor,

@@ -9,7 +9,7 @@ import platform
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -164,7 +164,7 @@ def compare(a: Any, b: Any) -> Comparison:
         ConfigError: figures that do not mean the same: another unit, dequantization or number of levels, a bound and a value, averaged
             weights and raw ones.
     """
-    first, second = (r if isinstance(r, Report) else r.report() for r in (a, b))
+    first, second = (_report_of(r, name) for r, name in ((a, "a"), (b, "b")))
     left, right = (r.settings | {"unit": r.unit} for r in (first, second))
     different = [f"{key}: {left.get(key)!r} against {right.get(key)!r}" for key in SAME if left.get(key) != right.get(key)]
     if different:
@@ -175,6 +175,23 @@ def compare(a: Any, b: Any) -> Comparison:
         d = torch.tensor(first.per_sample, dtype=torch.float64) - torch.tensor(second.per_sample, dtype=torch.float64)
         return Comparison(difference, float(d.std()) / math.sqrt(len(d)), True, first.unit)
     return Comparison(difference, math.hypot(first.std_error, second.std_error), False, first.unit)
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A result that has a report."""
+
+    def report(self) -> Report: ...
+
+
+def _report_of(result: Any, name: str) -> Report:
+    if isinstance(result, (str, os.PathLike)):
+        return Report.from_json(result)
+    if isinstance(result, type) or not isinstance(result, (Report, Reporting)):
+        raise ConfigError(
+            f"{name} is a {type(result).__name__}, expected a result of bits_per_dim, log_prob or elbo, its report(), or the file of one"
+        )
+    return result if isinstance(result, Report) else result.report()
 
 
 def settings_of(model: ScoreModel, data: Tensor) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive_int
+from scoresde.core.checks import check_integer
 from scoresde.core.streams import PROBE
 from scoresde.errors import ConfigError
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from scoresde.core.noise import Noise
     from scoresde.models.reference import GaussianReference
     from scoresde.sdes.levels import Level
+
+MOST_PROBES = 10_000  # at each network call, as many products with the Jacobian
 
 KINDS = ("hutchinson", "gaussian", "reference", "hutch++", "exact")
 
@@ -126,7 +128,7 @@ def check_kind(kind: Any, probes: Any, reference: GaussianReference | None) -> N
     """Checks the name of an estimator and its number of probes. Raises ConfigError."""
     if kind not in KINDS:
         raise ConfigError(f"divergence = {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
-    check_positive_int(probes, "probes")
+    check_integer(probes, "probes", 1, MOST_PROBES)
     if kind == "hutch++" and probes < 3:
         raise ConfigError(f"probes = {probes} for divergence = 'hutch++', expected at least 3: a third of them find the range")
     if kind == "reference" and reference is None:

@@ -36,8 +36,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoresde.core import encoding, files
-from scoresde.core.checks import check_positive_int, check_shape
+from scoresde.core.checks import check_integer, check_positive_int, check_shape
 from scoresde.core.digest import digest
+from scoresde.core.doors import checked
 from scoresde.core.encoding import arguments, check_weights
 from scoresde.core.noise import Noise
 from scoresde.core.streams import DEQUANTIZER_DRAW
@@ -82,10 +83,9 @@ class BinFlow(nn.Module):
     def __init__(self, event_shape: tuple[int, ...], levels: int, width: int = 32, depth: int = 2, couplings: int = 0) -> None:
         super().__init__()
         shape = tuple(check_positive_int(n, "event_shape") for n in event_shape)
-        if isinstance(couplings, bool) or not isinstance(couplings, int) or couplings < 0:
-            raise ConfigError(f"couplings = {couplings!r}, expected an integer of at least 0")
-        for name, value in (("levels", levels), ("width", width), ("depth", depth)):
-            check_positive_int(value, name)
+        given = {"levels": levels, "width": width, "depth": depth, "couplings": couplings}
+        checked_ = {name: check_integer(value, name, int(name != "couplings"), _MOST[name]) for name, value in given.items()}
+        levels, width, depth, couplings = checked_.values()
         self.event_shape, self.levels = shape, levels
         self.config = {"event_shape": list(shape), "levels": levels, "width": width, "depth": depth, "couplings": couplings}
         # as many waves over the range of levels as tell them apart, and no more than are smooth in them
@@ -123,6 +123,7 @@ class BinFlow(nn.Module):
         return a, log_det
 
 
+@checked
 @dataclass(frozen=True)
 class VariationalDequantizer(Dequantizer):
     """A fitted q: ``fit_dequantizer`` makes one. ``bits_per_dim(model, levels, dequantization=...)`` takes it.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from scoresde.core.checks import check_positive_int
+from scoresde.core.checks import check_memory, check_positive_int
 from scoresde.models.answers import Answers
 from scoresde.models.conditions import conditions_of_rows
 from scoresde.models.views import Conditioned
@@ -34,7 +34,11 @@ def default_batch_size(event_shape: tuple[int, ...]) -> int:
 
 def batch_size_of(model: Answers, given: int | None) -> int:
     """The number of samples at once: as given, or a function of the event shape alone. Raises ConfigError."""
-    return default_batch_size(model.event_shape) if given is None else check_positive_int(given, "batch_size")
+    if given is None:
+        return default_batch_size(model.event_shape)
+    numbers = int(np.prod(model.event_shape))
+    check_memory(8.0 * check_positive_int(given, "batch_size") * numbers, f"batch_size = {given} samples of shape {model.event_shape}")
+    return given
 
 
 def bind_conditions(model: Answers, cond: dict[str, Any], rows: np.ndarray, n: int, device: torch.device) -> Any:

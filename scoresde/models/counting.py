@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from scoresde.core.doors import checked
+from scoresde.errors import ConfigError
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Calls:
         return self.rows / n if rest else whole
 
 
+@runtime_checkable
 class Counted(Protocol):
     """A model that tells those who listen of its calls."""
 
@@ -58,6 +62,7 @@ def counted(listening: list[Calls], evaluate: Callable[..., Any], x: Tensor, /, 
     return answer
 
 
+@checked
 @contextmanager
 def count_evaluations(model: Counted, timed: bool = False, free: bool = False) -> Iterator[Calls]:
     """Counts the calls of a model: of a batch in ``forward`` and ``vjp``, of each sample in ``per_sample`` where they differ.
@@ -74,6 +79,8 @@ def count_evaluations(model: Counted, timed: bool = False, free: bool = False) -
     >>> calls
     Calls(forward=20, vjp=0)
     """
+    if not isinstance(model, Counted):
+        raise ConfigError(f"model is a {type(model).__name__}, expected a ScoreModel: its calls are to be counted")
     calls = Calls(timed=timed, free=free)
     model._calls.append(calls)
     try:

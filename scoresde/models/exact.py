@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from scoresde.core.checks import check_data
+from scoresde.core.doors import checked
+from scoresde.errors import ConfigError
 from scoresde.models.base import ScoreModel
 from scoresde.models.reference import GaussianReference
 
@@ -43,6 +45,15 @@ class Drawn(Protocol):
 
 
 @runtime_checkable
+class KnowsMarginals(Protocol):
+    """What can be seen of a ``Target`` in an object."""
+
+    def posterior(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor]: ...
+
+    def log_prob_at(self, x: Tensor, alpha: Any, sigma: Any) -> Tensor: ...
+
+
+@runtime_checkable
 class Moments(Protocol):
     """A target that knows its mean (*event) and covariance (D, D)."""
 
@@ -56,6 +67,7 @@ class KnowsDensity(Protocol):
     def log_prob(self, x: Tensor, t: Tensor | float) -> Tensor: ...
 
 
+@checked
 class ExactModel(ScoreModel):
     """The exact score model of a target whose marginals are known: a ground truth for solvers, likelihoods and guidance.
 
@@ -67,6 +79,11 @@ class ExactModel(ScoreModel):
     """
 
     def __init__(self, target: Target, sde: SDE) -> None:
+        if isinstance(target, type) or not isinstance(target, KnowsMarginals):
+            raise ConfigError(
+                f"target is a {type(target).__name__}, expected a GaussianMixture, or an object with event_shape, "
+                "posterior(x, alpha, sigma) and log_prob_at(x, alpha, sigma)"
+            )
         super().__init__(sde, target.event_shape)
         self.target = target
         if isinstance(target, Moments):

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.core.checks import check_data, check_positive, check_positive_int
+from scoresde.core.checks import check_data, check_integer, check_memory, check_positive
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_ids, check_seed
 from scoresde.core.streams import STEP, TARGET
 from scoresde.errors import ConfigError, NonFiniteError, ShapeError
@@ -18,6 +19,7 @@ from scoresde.errors import ConfigError, NonFiniteError, ShapeError
 CHUNK = 1 << 20  # numbers in a (samples, components, dimensions) array
 
 
+@checked
 class GaussianMixture(nn.Module):
     """A mixture of Gaussians on samples of any shape.
 
@@ -85,6 +87,7 @@ class GaussianMixture(nn.Module):
         return tuple(self.means.shape[1:])
 
     @classmethod
+    @checked
     def from_data(cls, x: Tensor, bandwidth: float) -> GaussianMixture:
         """A Gaussian kernel density estimate: one isotropic component of std ``bandwidth`` on each point of x (N, *event)."""
         check_positive(bandwidth, "bandwidth")
@@ -98,6 +101,7 @@ class GaussianMixture(nn.Module):
         mixture._fill(alpha * self.means, alpha**2 * self.variances + sigma**2, self.basis, self.log_weights)
         return mixture
 
+    @checked
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, (B, *event) -> (B,), in the dtype of x."""
         check_data(x, self.event_shape)
@@ -152,10 +156,10 @@ class GaussianMixture(nn.Module):
         within = (w @ c).diag() if self.basis is None else ((B := self.basis.double()) * (w[:, None] * c)[:, None] @ B.mT).sum(0)
         return m.view(self.event_shape), r.mT @ (w[:, None] * r) + within
 
+    @checked
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n samples (n, *event) in the dtype of the means; sample i is a function of (seed, i)."""
-        if n != 0:
-            check_positive_int(n, "n")
+        check_memory(8.0 * check_integer(n, "n", 0) * math.prod(self.event_shape), f"n = {n} samples of shape {self.event_shape}")
         ids = check_ids(None, n)
         D = self.means[0].numel()
         pick = Noise(check_seed(seed), ids, (1,), torch.float64).uniform(TARGET)[:, 0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from scoresde.core.checks import as_number, shown, theirs
+from scoresde.core.doors import checked
 from scoresde.core.tensors import affine, like
 from scoresde.errors import ConfigError
 from scoresde.models.base import ScoreModel
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from scoresde.sdes.base import SDE
 
 
+@checked
 class NetworkModel(ScoreModel):
     """A network under a parameterization: x0 = c_skip x + c_out net(c_in x, c_noise, **cond).
 
@@ -47,8 +50,10 @@ class NetworkModel(ScoreModel):
         super().__init__(sde, event_shape)
         if not isinstance(net, nn.Module):
             raise ConfigError(f"net is a {type(net).__name__}, expected a torch.nn.Module (an instance, not a class)")
+        if transform is not None and not isinstance(transform, Rescaling):
+            raise ConfigError(f"transform is a {type(transform).__name__}, expected a scoresde.Transform, or None")
         self.net = net
-        self.parameterization = parameterization if callable(parameterization) else named(parameterization)
+        self.parameterization = _resolve(parameterization)
         self._dots = needs_derivatives(self.parameterization)
         self.transform = transform
         self.conditions = _conditions(net)
@@ -96,3 +101,26 @@ def _conditions(net: nn.Module) -> Conditions:
     if "label" in found.names and made.get("classes") and not made.get("label_dropout"):
         return found._replace(required=("label",))
     return found
+
+
+@runtime_checkable
+class Rescaling(Protocol):
+    """What a model needs of a ``Transform``, which is in a folder above."""
+
+    def dequantize(self, levels: Tensor, seed: int = 0) -> Tensor: ...
+
+    def quantize(self, x: Tensor) -> Tensor: ...
+
+
+def _resolve(given: str | Parameterization) -> Parameterization:
+    """A parameterization by name, or a user's own, which is tried once: it is named in what goes wrong with it."""
+    if not callable(given):
+        return named(given)
+    with theirs("your parameterization"):
+        found = given(0.6, 0.8, -1.0, 1.0) if needs_derivatives(given) else given(0.6, 0.8)
+    if not isinstance(found, (tuple, list)) or len(found) not in (2, 3) or any(as_number(c) is None for c in found):
+        raise ConfigError(
+            f"your parameterization gave {shown(found)} at alpha = 0.6, sigma = 0.8, expected numbers, (c_skip, c_out) or "
+            "(c_skip, c_out, c_in)"
+        )
+    return given

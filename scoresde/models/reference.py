@@ -26,6 +26,7 @@ from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive
 from scoresde.core.digest import sha256_of
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError, ShapeError
 
 KINDS = ("full", "diagonal", "dct", "isotropic")
@@ -39,6 +40,7 @@ MEASURED = 4096  # samples that tell of the tails
 FULL_UP_TO = 1024  # dimensions: two products with a matrix of this size a network call are still cheap
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class GaussianReference:
     """N(m, C), with C diagonal in some orthogonal basis.
@@ -93,6 +95,7 @@ class GaussianReference:
             raise ConfigError(f"variances go down to {float(self.variance.min()):.3g}, expected finite numbers > 0")
 
     @classmethod
+    @checked
     def fit(cls, data: Any, kind: str = "auto", width: float | None = None) -> GaussianReference:
         """Mean and covariance of data.
 

@@ -21,15 +21,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoresde.core.checks import check_positive_int
+from scoresde.core.checks import as_integer, as_number, check_integer, check_memory
 from scoresde.errors import ConfigError, DTypeError, ShapeError
+
+MOST = 100_000  # of any size in a network: more is a mistake
+
+
+def check_size(value: Any, name: str) -> int:
+    """An integer from 1 to MOST. Raises ConfigError."""
+    return check_integer(value, name, 1, MOST)
+
+
+def check_weights(count: float, what: str) -> None:
+    """Raises ConfigError, before any is made, if this many weights are more than the machine has memory for."""
+    check_memory(4.0 * count, what)
 
 
 def check_count(augmentations: Any, config: dict[str, Any]) -> int:
     """Checks their number, and puts it into the config if there are any."""
-    if augmentations:
-        config["augmentations"] = check_positive_int(augmentations, "augmentations")
-    return int(augmentations)
+    if as_integer(augmentations) != 0:
+        config["augmentations"] = check_size(augmentations, "augmentations")
+    return config.get("augmentations", check_integer(augmentations, "augmentations", 0, MOST))
 
 
 def zeroed(layer: Any) -> Any:
@@ -58,25 +70,27 @@ def check_input(x: Tensor, c_noise: Tensor, weight: Tensor) -> None:
 
 def check_event_shape(value: Any, name: str, sequence: bool = False) -> tuple[int, ...]:
     """Checks a positive int or a non-empty sequence of them."""
-    if isinstance(value, int) and not sequence:
-        return (check_positive_int(value, name),)
+    if as_integer(value) is not None and not sequence:
+        return (check_size(value, name),)
     if not isinstance(value, (list, tuple)) or not value:
         kind = "a non-empty sequence of positive integers" + ("" if sequence else ", or one")
         raise ConfigError(f"{name} = {value!r}, expected {kind}")
-    return tuple(check_positive_int(v, f"{name}[{i}]") for i, v in enumerate(value))
+    return tuple(check_size(v, f"{name}[{i}]") for i, v in enumerate(value))
 
 
 def check_levels(attention: Any, levels: int) -> list[int]:
-    ok = isinstance(attention, (list, tuple)) and all(isinstance(a, int) and -levels <= a < levels for a in attention)
-    if not ok:
+    found = [as_integer(a) for a in attention] if isinstance(attention, (list, tuple)) else [None]
+    levels_of = [a for a in found if a is not None and -levels <= a < levels]
+    if len(levels_of) < len(found):
         raise ConfigError(
             f"attention = {attention!r}, expected a sequence of levels in {-levels}..{levels - 1} "
             "(0 is the full resolution, -1 the lowest, () for none)"
         )
-    return list(attention)
+    return levels_of
 
 
 def check_probability(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+    found = as_number(value)
+    if found is None or not 0 <= found < 1:
         raise ConfigError(f"{name} = {value!r}, expected a probability in [0, 1)")
-    return float(value)
+    return found

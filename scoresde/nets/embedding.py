@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scoresde.core.checks import check_positive_int
 from scoresde.errors import ConfigError, DTypeError, ShapeError
+from scoresde.nets.arguments import check_size
 
 _EMBEDDINGS = ("fourier", "sinusoidal")
 
@@ -21,7 +21,7 @@ class Embedding(nn.Module):
 
     def __init__(self, width: int, size: int, kind: str, classes: int | None, label_dropout: float, augmentations: int) -> None:
         super().__init__()
-        if kind not in _EMBEDDINGS:
+        if not isinstance(kind, str) or kind not in _EMBEDDINGS:
             raise ConfigError(f"embedding = {kind!r}, expected one of {', '.join(map(repr, _EMBEDDINGS))}")
         if label_dropout and classes is None:
             raise ConfigError(f"label_dropout = {label_dropout} without classes: give classes, or leave both out")
@@ -34,7 +34,7 @@ class Embedding(nn.Module):
         self.augment = nn.Linear(augmentations, size, bias=False) if augmentations else None  # 0 for what was left as it is
         self.label_dropout = label_dropout
         # row 0 stands for "no label"
-        self.label = None if classes is None else nn.Embedding(check_positive_int(classes, "classes") + 1, size)
+        self.label = None if classes is None else nn.Embedding(check_size(classes, "classes") + 1, size)
 
     def forward(self, c_noise: Tensor, label: Tensor | None, augment: Tensor | None, x: Tensor) -> Tensor:
         angles = c_noise[:, None] * self.frequencies.to(c_noise.dtype)

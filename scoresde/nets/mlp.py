@@ -10,9 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scoresde.core.checks import check_positive_int
 from scoresde.errors import ShapeError
-from scoresde.nets.arguments import check_count, check_event_shape, check_input, check_probability, full_precision, zeroed
+from scoresde.nets.arguments import (
+    check_count,
+    check_event_shape,
+    check_input,
+    check_probability,
+    check_size,
+    check_weights,
+    full_precision,
+    zeroed,
+)
 from scoresde.nets.embedding import Embedding
 from scoresde.nets.waves import wave_frequencies, with_waves
 
@@ -53,17 +61,18 @@ class MLP(nn.Module):
         super().__init__()
         self.event_shape = check_event_shape(features, "features")
         self.config: dict[str, Any] = {
-            "features": features if isinstance(features, int) else list(self.event_shape),
-            "width": check_positive_int(width, "width"),
-            "depth": check_positive_int(depth, "depth"),
+            "features": list(self.event_shape) if isinstance(features, (list, tuple)) else self.event_shape[0],
+            "width": check_size(width, "width"),
+            "depth": check_size(depth, "depth"),
             "embedding": embedding,
-            "classes": classes,
+            "classes": None if classes is None else check_size(classes, "classes"),
             "dropout": check_probability(dropout, "dropout"),
             "label_dropout": check_probability(label_dropout, "label_dropout"),
         }
         self.frequencies = wave_frequencies(frequencies, self.config)
-        size = math.prod(self.event_shape)
-        self.embedding = Embedding(width, width, embedding, classes, label_dropout, check_count(augmentations, self.config))
+        width, depth, size = self.config["width"], self.config["depth"], math.prod(self.event_shape)
+        check_weights(float(width) * (4 * width * depth + 2 * size), f"MLP(features={features}, width={width}, depth={depth})")
+        self.embedding = Embedding(width, width, embedding, self.config["classes"], label_dropout, check_count(augmentations, self.config))
         self.input = nn.Linear(size * (1 + 2 * len(self.frequencies)), width)
         self.blocks = nn.ModuleList(_VectorBlock(width, width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)

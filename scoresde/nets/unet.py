@@ -10,9 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scoresde.core.checks import check_positive_int
 from scoresde.errors import ConfigError, ShapeError
-from scoresde.nets.arguments import check_count, check_event_shape, check_input, check_levels, check_probability, full_precision, zeroed
+from scoresde.nets.arguments import (
+    check_count,
+    check_event_shape,
+    check_input,
+    check_levels,
+    check_probability,
+    check_size,
+    check_weights,
+    full_precision,
+    zeroed,
+)
 from scoresde.nets.attention import Attention
 from scoresde.nets.embedding import Embedding
 from scoresde.nets.waves import wave_frequencies, with_waves
@@ -73,21 +82,25 @@ class UNet(nn.Module):
         augmentations: int = 0,
     ) -> None:
         super().__init__()
-        levels = len(check_event_shape(multipliers, "multipliers", sequence=True))
+        multipliers = check_event_shape(multipliers, "multipliers", sequence=True)
+        levels = len(multipliers)
         self.config: dict[str, Any] = {
-            "channels": check_positive_int(channels, "channels"),
-            "width": check_positive_int(width, "width"),
+            "channels": check_size(channels, "channels"),
+            "width": check_size(width, "width"),
             "multipliers": list(multipliers),
-            "blocks": check_positive_int(blocks, "blocks"),
+            "blocks": check_size(blocks, "blocks"),
             "attention": check_levels(attention, levels),
-            "classes": classes,
+            "classes": None if classes is None else check_size(classes, "classes"),
             "dropout": check_probability(dropout, "dropout"),
             "embedding": embedding,
-            "groups": check_positive_int(groups, "groups"),
-            "heads": check_positive_int(heads, "heads"),
+            "groups": check_size(groups, "groups"),
+            "heads": check_size(heads, "heads"),
             "label_dropout": check_probability(label_dropout, "label_dropout"),
         }
         self.frequencies = wave_frequencies(frequencies, self.config)
+        channels, width, blocks, groups, heads = (self.config[name] for name in ("channels", "width", "blocks", "groups", "heads"))
+        per_block = sum((float(width) * m) ** 2 for m in multipliers)  # two convolutions of 3 x 3, on the way down and up
+        check_weights(36 * blocks * per_block, f"UNet(width={width}, multipliers={multipliers}, blocks={blocks})")
         attending = {level % levels for level in self.config["attention"]}
         widths = [width * m for m in multipliers]
         for level in attending | {levels - 1}:
@@ -102,7 +115,7 @@ class UNet(nn.Module):
             h = heads if level in attending else 0
             return [_ImageBlock(widths[level], size, groups, dropout, h) for _ in range(blocks)]
 
-        self.embedding = Embedding(width, size, embedding, classes, label_dropout, check_count(augmentations, self.config))
+        self.embedding = Embedding(width, size, embedding, self.config["classes"], label_dropout, check_count(augmentations, self.config))
         self.input = nn.Conv2d(channels * (1 + 2 * len(self.frequencies)), widths[0], 3, padding=1)
         down, up = stage(0), stage(0)
         for level in range(1, levels):

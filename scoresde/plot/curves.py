@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from scoresde.errors import DataError
+from scoresde.core.doors import checked
+from scoresde.errors import ConfigError, DataError
 from scoresde.plot import figures
 from scoresde.plot.figures import COLORS, MARKERS
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 DOTS = (":", (0, (1, 3)), (0, (4, 2, 1, 2)))  # of levels, which are no solvers' lines
 
 
+@checked
 def frontier(
     points: Mapping[str, Sequence[tuple[float, ...]]],
     floor: tuple[float, float] | None = None,
@@ -129,6 +131,17 @@ def _styles(labels: Iterable[str]) -> dict[str, tuple[str, str, Any]]:
     return styles
 
 
+@runtime_checkable
+class Logged(Protocol):
+    """A ``History``, which is in a folder beside this one."""
+
+    steps: list[int]
+    loss: list[float]
+    validation_steps: list[int]
+    validation: list[float]
+
+
+@checked
 def loss(history: Any, path: PathLike | None = None) -> Figure:
     """Training and validation loss against the step, on logarithmic axes.
 
@@ -141,6 +154,8 @@ def loss(history: Any, path: PathLike | None = None) -> Figure:
     """
     if isinstance(history, (str, os.PathLike)):
         training, validation = figures.read_log(Path(history))
+    elif not isinstance(history, Logged):
+        raise ConfigError(f"history is a {type(history).__name__}, expected what fit returned, or the name of its log.jsonl or folder")
     else:
         training = list(zip(history.steps, history.loss, strict=True))
         validation = list(zip(history.validation_steps, history.validation, strict=True))

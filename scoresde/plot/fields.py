@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_positive_int
-from scoresde.errors import ConfigError
+from scoresde.core.checks import check_data, check_integer, check_positive, check_positive_int, theirs
+from scoresde.core.doors import checked
+from scoresde.errors import ConfigError, ShapeError
 from scoresde.likelihood.ode import log_prob
 from scoresde.models.base import ScoreModel, inference
 from scoresde.models.exact import KnowsDensity
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from scoresde.plot.figures import PathLike
 
 
+@checked
 def vector_field(
     model: ScoreModel,
     t: float | Sequence[float],
@@ -54,6 +56,9 @@ def vector_field(
     if field not in ("score", "velocity"):
         raise ConfigError(f"field = {field!r}, expected 'score' or 'velocity'")
     times = [float(t)] if isinstance(t, (int, float)) or (isinstance(t, Tensor) and t.ndim == 0) else [float(s) for s in t]
+    if not times:
+        raise ConfigError(f"t = {t!r}, expected a time, or times: one at least")
+    check_integer(arrows, "arrows", 1, 1000)
     box = figures.box_of(limits)
     figure, axes = figures.panels(1, len(times), 3.8)
     if isinstance(model, KnowsDensity):
@@ -80,6 +85,7 @@ def vector_field(
     return figures.save(figure, path)
 
 
+@checked
 def density(
     model: ScoreModel | Callable[[Tensor], Tensor],
     limits: Sequence[float],
@@ -109,6 +115,7 @@ def density(
         ConfigError: limits that are no range, t for a model whose density at t is not known.
     """
     box = figures.box_of(limits)
+    check_positive(floor, "floor")
     if isinstance(model, ScoreModel):
         figures.check_plane(model)
         x, shape = figures.mesh_points(model, box, resolution)
@@ -120,7 +127,10 @@ def density(
             raise ConfigError(f"t = {t}, but only an exact model knows its density at any time: leave t out (it is t_min)")
     else:
         x, shape = figures.mesh_points(None, box, resolution)
-        values = model(x)
+        with theirs("your function of the plane"):
+            values = model(x)
+        if not isinstance(values, Tensor) or values.numel() != len(x):
+            raise ShapeError(f"your function of the plane gave a {type(values).__name__}, expected log p, a tensor ({len(x)},)")
     log_p = values.detach().cpu().double().view(shape)
     figure, axes = figures.panels(1, 1, 4.4, 1.05)
     ax = axes[0][0]

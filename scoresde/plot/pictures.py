@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.errors import ShapeError
 from scoresde.plot import figures
 from scoresde.plot.figures import DPI
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from scoresde.plot.figures import PathLike
 
 
+@checked
 def samples(
     x: Tensor | Mapping[str, Tensor],
     transform: Transform | None = None,
@@ -83,6 +85,7 @@ def samples(
     return figures.save(figure, path)
 
 
+@checked
 def trajectory(
     steps: Iterable[tuple[int, float, Tensor, Tensor]],
     path: PathLike | None = None,
@@ -110,6 +113,9 @@ def trajectory(
     """
     check_positive_int(rows, "rows")
     check_positive_int(columns, "columns")
+    steps = list(steps)
+    if not all(isinstance(item, tuple) and len(item) == 4 for item in steps):
+        raise ShapeError("steps hold no tuples (step, t, x, x0): give what scoresde.trajectory(model, n, ...) yields")
     states = [(f"t = {float(t):.3g}\nstep {i}", x.detach().cpu().float(), x0.detach().cpu().float()) for i, t, x, x0 in steps]
     if not states:
         raise ShapeError("steps is empty: give what scoresde.trajectory(model, n, ...) yields")

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_floating
+from scoresde.core.checks import check_floating, check_positive
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError, NonFiniteError, ShapeError
 
 FEW = 100.0  # effective samples, below which standard errors are not to be relied on
@@ -110,6 +111,7 @@ class Weights:
         return f"Weights(n={len(self.log_weights)}, ess={self.ess:.4g}, log Z={z:.4g} +- {error:.2g}, k_hat={self.k_hat:.2f})"
 
 
+@checked
 def importance_weights(log_target: Tensor, log_prob: Tensor, *, few: float = FEW) -> Weights:
     """Weights of samples x_i of a density p against an unnormalised target f.
 
@@ -150,6 +152,7 @@ def importance_weights(log_target: Tensor, log_prob: Tensor, *, few: float = FEW
     if not bool(log_weights.isfinite().any()):
         raise ConfigError("log_target is -inf for all samples: the target is 0 wherever the samples are")
     weights = Weights(log_weights)
+    check_positive(few, "few")
     enough = min(few, EVEN_FEW * len(log_weights))  # nearly even weights of few samples are as good as these samples
     wrong = [f"{weights.ess:.3g} effective of {len(log_weights)} samples, expected {enough:g} or more"] if weights.ess < enough else []
     if weights.k_hat > HEAVY:
@@ -157,7 +160,7 @@ def importance_weights(log_target: Tensor, log_prob: Tensor, *, few: float = FEW
     if wrong:
         warnings.warn(
             f"importance weights that cannot be relied on: {'; '.join(wrong)}. Take more samples, or a model nearer to the target",
-            stacklevel=2,
+            stacklevel=3,
         )
     return weights
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.checks import check_data, check_integer
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise
 from scoresde.core.progress import bar
 from scoresde.core.tensors import expand, per_sample_rms
-from scoresde.errors import ConfigError, ShapeError
+from scoresde.errors import ShapeError
 from scoresde.likelihood import flow
 from scoresde.models.base import check_model, check_same_kind, inference
 from scoresde.models.batches import batch_size_of, in_batches
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 ACCURATE = AdaptiveODE(rtol=1e-5, atol=1e-5)  # of a model without a reference
 
 
+@checked
 def encode(
     model: ScoreModel,
     x: Tensor,
@@ -84,6 +86,7 @@ def encode(
     return out
 
 
+@checked
 def decode(
     model: ScoreModel,
     z: Tensor,
@@ -107,11 +110,13 @@ def decode(
     )
 
 
+@checked
 def round_trip_error(model: ScoreModel, x: Tensor, **arguments: Any) -> Tensor:
     """The root mean square of decode(encode(x)) - x over each sample, (B,); arguments as for ``encode``."""
     return per_sample_rms(decode(model, encode(model, x, **arguments), **arguments) - x)
 
 
+@checked
 def interpolate(model: ScoreModel, a: Tensor, b: Tensor, n: int = 8, **arguments: Any) -> Tensor:
     """Samples on the way from a to b, (n, B, *event_shape): their latents on the great circle through those of a and b.
 
@@ -128,8 +133,7 @@ def interpolate(model: ScoreModel, a: Tensor, b: Tensor, n: int = 8, **arguments
     Raises:
         As ``encode``; ShapeError if a and b differ in shape, ConfigError for n < 2.
     """
-    if check_positive_int(n, "n") < 2:
-        raise ConfigError(f"n = {n}, expected at least 2: both ends are among them")
+    check_integer(n, "n", 2, 100_000)
     if not isinstance(b, Tensor) or not isinstance(a, Tensor) or a.shape != b.shape:
         raise ShapeError(f"a has shape {_shape(a)} and b {_shape(b)}: expected the same")
     z_a, z_b = (encode(model, x, **arguments) for x in (a, b))

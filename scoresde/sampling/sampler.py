@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data
+from scoresde.core.checks import check_data, check_integer, check_memory
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_ids, check_seed
 from scoresde.core.progress import bar
 from scoresde.core.streams import PRIOR
@@ -58,6 +59,7 @@ def sample(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@checked
 def sample(
     model: ScoreModel,
     n: int | None = None,
@@ -131,10 +133,10 @@ def sample(
     """
     check_model(model)
     cond = check_conditions(model.conditions, cond, sample, dtype=model.dtype)
-    if return_log_prob:
+    if return_log_prob or divergence != "reference":  # of which only log p needs a reference
         check_kind(divergence, probes, model.reference)
-        if denoise:
-            raise ConfigError("return_log_prob=True with denoise=True: denoised samples have no density that is known; give one")
+    if return_log_prob and denoise:
+        raise ConfigError("return_log_prob=True with denoise=True: denoised samples have no density that is known; give one")
     n, x_init, dtype, device = _check_start(model, n, x_init, dtype)
     times = listed(times)
     method, steps = bind_solver(solver, model, steps, times, t_end, cond)
@@ -183,6 +185,7 @@ def _solve_with_density(
     return state, prior + change.mean(1)
 
 
+@checked
 def trajectory(
     model: ScoreModel,
     n: int | None = None,
@@ -251,6 +254,5 @@ def _check_start(
         return len(x_init), x_init.detach().to(dtype), dtype, x_init.device
     if n is None:
         raise ConfigError("neither n nor x_init was given: how many samples?")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise ConfigError(f"n = {n!r}, expected an integer of at least 0")
+    check_memory(8 * check_integer(n, "n", 0) * math.prod(model.event_shape), f"n = {n} samples of shape {model.event_shape}")
     return n, None, dtype, model.device

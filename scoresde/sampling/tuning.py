@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive_int
+from scoresde.core.checks import check_calls, check_integer, check_memory, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.progress import bar
 from scoresde.errors import ConfigError, ScoreSDEError, SolverError
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from scoresde.solvers.base import Solver
 
 
+@checked
 def tune(
     model: ScoreModel,
     nfe: int = 10,
@@ -88,8 +90,9 @@ def tune(
         raise ConfigError(f"paths = {paths}, expected 16 or more: half of them are for the judge")
     if iterations is None:
         iterations = 150 if small else max(30, 600 // nfe)
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ConfigError(f"iterations = {iterations!r}, expected an integer of at least 0")
+    check_calls(check_integer(iterations, "iterations", 0), "iterations")
+    check_memory(8.0 * paths * math.prod(model.event_shape), f"paths = {paths} of shape {model.event_shape}")
+    check_calls(nfe, "nfe")
     start, end = model.sde.t_max, grid.default_end(model.sde) if t_end is None else t_end
     grid.log_snr(model.sde, 1, start, end)  # checks the range
     check_positive_int(memory, "memory")

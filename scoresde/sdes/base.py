@@ -29,8 +29,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from scoresde.core.checks import check_floating
+from scoresde.core.doors import checked
 from scoresde.core.tensors import expand, transformed
-from scoresde.errors import ConfigError, NonFiniteError, TimeRangeError
+from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ShapeError, TimeRangeError
 from scoresde.sdes.completion import DERIVED, alpha_by_quadrature, function_of_time, time_derivative
 from scoresde.sdes.levels import SLACK, BatchLevel, Level
 
@@ -90,8 +92,13 @@ class SDE(ABC):
         t = self._check_time(t)
         return expand(self.alpha(t).to(x0), x0) * x0, self.sigma(t).to(x0)
 
+    @checked
     def perturb(self, x0: Tensor, t: Tensor | float, eps: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) eps for standard normal eps of the shape of x0."""
+        check_floating(x0, "x0")
+        check_floating(eps, "eps")
+        if eps.shape != x0.shape:
+            raise ShapeError(f"eps has shape {tuple(eps.shape)}, expected that of x0, {tuple(x0.shape)}")
         mean, std = self.marginal(x0, t)
         return mean + expand(std, x0) * eps
 
@@ -141,9 +148,13 @@ class SDE(ABC):
         """t as a tensor, inside [t_min, t_max]. A GPU's times are taken on trust: to look at them would stall it."""
         if not isinstance(t, Tensor):
             try:
+                if isinstance(t, (str, bool)):
+                    raise TypeError
                 t = torch.tensor(float(t), dtype=torch.float64)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise ConfigError(f"t = {t!r}, expected a number, or a tensor of shape () or (B,)") from None
+        if t.is_complex() or t.layout is not torch.strided or t.is_meta:
+            raise DTypeError(f"t has dtype {t.dtype} and layout {t.layout} on {t.device}, expected dense real numbers: times")
         if t.device.type == "cpu" and t.numel() and not transformed(t):
             low, high = (float(v) for v in torch.aminmax(t.detach()))
             if math.isnan(low) or math.isnan(high):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scoresde.core.checks import check_integer
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError
 from scoresde.sdes.base import check_range
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from scoresde.sdes.base import SDE
 
 
+@checked
 def check_sde(sde: SDE, n: int = 1000) -> list[str]:
     """Checks that an SDE is what it says; returns one sentence a finding, an empty list when all is well.
 
@@ -23,6 +26,7 @@ def check_sde(sde: SDE, n: int = 1000) -> list[str]:
     (sigma^2)' = 2 f sigma^2 + g^2 (to 1e-6 of their largest term), log-SNR = 2 log(alpha/sigma) falls, time_of_log_snr inverts
     it, float32 agrees with float64 to 1e-6 relative, and the prior is N(0, sigma(t_max)^2 I) with little of the data left.
     """
+    check_integer(n, "n", 2, 10_000_000)
     try:
         check_range(sde)
     except ConfigError as error:

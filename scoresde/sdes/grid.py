@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive, check_positive_int
+from scoresde.core.checks import check_calls, check_positive, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError
 from scoresde.sdes.levels import SLACK
 
@@ -48,11 +49,13 @@ def _pin(times: Tensor, start: float, end: float) -> Tensor:
     return times
 
 
+@checked
 def uniform(sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
     """Equal steps in t."""
     return _power(sde, n, start, end, 1.0)
 
 
+@checked
 def quadratic(sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
     """Equal steps in sqrt(t): shorter ones near the data (2010.02502, section D.2)."""
     return _power(sde, n, start, end, 2.0)
@@ -60,27 +63,30 @@ def quadratic(sde: SDE, n: int, start: float | None = None, end: float | None = 
 
 def _power(sde: SDE, n: int, start: float | None, end: float | None, rho: float) -> Tensor:
     start, end = _ends(sde, start, end)
-    u = torch.linspace(0, 1, check_positive_int(n, "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
     return _pin((start ** (1 / rho) * (1 - u) + end ** (1 / rho) * u) ** rho, start, end)
 
 
+@checked
 def karras(sde: SDE, n: int, start: float | None = None, end: float | None = None, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma/alpha)^(1/rho) (2206.00364, eq. 5), in any SDE's own time."""
     start, end = _ends(sde, start, end)
     check_positive(rho, "rho")
     ratio = (-0.5 * sde.log_snr(torch.tensor([start, end], dtype=torch.float64))).exp() ** (1 / rho)
-    u = torch.linspace(0, 1, check_positive_int(n, "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
     return _pin(sde.time_of_log_snr(-2 * rho * (ratio[0] * (1 - u) + ratio[1] * u).log()), start, end)
 
 
+@checked
 def log_snr(sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
     """Equal steps in log-SNR (2206.00927, section 3.2)."""
     start, end = _ends(sde, start, end)
     ends = sde.log_snr(torch.tensor([start, end], dtype=torch.float64))
-    u = torch.linspace(0, 1, check_positive_int(n, "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
     return _pin(sde.time_of_log_snr(ends[0] * (1 - u) + ends[1] * u), start, end)
 
 
+@checked
 def logistic(
     sde: SDE, n: int, start: float | None = None, end: float | None = None, center: float = 0.4, width: float = 1.5
 ) -> Tensor:
@@ -94,7 +100,7 @@ def logistic(
     check_positive(width, "width")
     logit = (-0.5 * sde.log_snr(torch.tensor([start, end], dtype=torch.float64)) - math.log(center)) / width
     w, one_less_w = logit.sigmoid(), (-logit).sigmoid()  # 1 - w without cancellation
-    u = torch.linspace(0, 1, check_positive_int(n, "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
     logit = (w[0] * (1 - u) + w[1] * u).log() - (one_less_w[0] * (1 - u) + one_less_w[1] * u).log()
     return _pin(sde.time_of_log_snr(-2 * (width * logit + math.log(center))), start, end)
 
@@ -109,6 +115,7 @@ def lam_of_clock(w: float, center: float, width: float) -> float:
     return -math.log(center) - width * math.log(w / (1 - w))
 
 
+@checked
 def default(sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
     """The grid that the SDE names in ``default_grid``."""
     return getattr(sys.modules[__name__], sde.default_grid)(sde, n, start, end)

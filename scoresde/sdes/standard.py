@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive
+from scoresde.core.doors import checked
 from scoresde.errors import ConfigError
 from scoresde.sdes.base import SDE, check_range
 
@@ -43,6 +44,7 @@ class _LinearBeta:
         return 2 * B / (self.beta_min + root)
 
 
+@checked
 @dataclass(frozen=True)
 class VPSDE(_LinearBeta, SDE):
     """Variance preserving: alpha = exp(-B/2), sigma = sqrt(1 - exp(-B)), f = -beta/2, g^2 = beta (2011.13456, eq. 11).
@@ -64,6 +66,7 @@ class VPSDE(_LinearBeta, SDE):
         return self.inverse(torch.nn.functional.softplus(-log_snr))  # B = log(1 + sigma^2/alpha^2)
 
 
+@checked
 @dataclass(frozen=True)
 class SubVPSDE(_LinearBeta, SDE):
     """Sub-VP: alpha = exp(-B/2), sigma = 1 - exp(-B), f = -beta/2, g^2 = beta (1 - exp(-2B)) (2011.13456, eq. 12)."""
@@ -78,6 +81,7 @@ class SubVPSDE(_LinearBeta, SDE):
         return self.inverse(2 * torch.asinh(0.5 * torch.exp(-0.5 * log_snr)))  # sigma/alpha = 2 sinh(B/2)
 
 
+@checked
 @dataclass(frozen=True)
 class VESDE(SDE):
     """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t (2011.13456, eq. 30).
@@ -105,6 +109,7 @@ class VESDE(SDE):
         return -(0.5 * log_snr + math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
 
+@checked
 @dataclass(frozen=True)
 class CosineSDE(SDE):
     """Cosine schedule: alpha = cos(pi t/2), sigma = sin(pi t/2), f = -(pi/2) tan(pi t/2), g^2 = pi tan(pi t/2) (2102.09672)."""
@@ -127,6 +132,7 @@ class CosineSDE(SDE):
         return torch.atan(torch.exp(-0.5 * log_snr)) * (2 / math.pi)
 
 
+@checked
 @dataclass(frozen=True)
 class EDMSDE(SDE):
     """EDM: alpha = 1, sigma = t, f = 0, g^2 = 2 t; time is the noise level, in [sigma_min, sigma_max] (2206.00364)."""
@@ -156,6 +162,7 @@ class EDMSDE(SDE):
         return torch.exp(-0.5 * log_snr)
 
 
+@checked
 @dataclass(frozen=True)
 class RectifiedFlow(SDE):
     """Rectified flow: alpha = 1 - t, sigma = t, f = -1/(1 - t), g^2 = 2 t/(1 - t) (2209.03003)."""

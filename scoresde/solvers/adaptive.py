@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.brownian import on_path
+from scoresde.core.doors import checked
 from scoresde.core.noise import BROWNIAN_LEVELS
 from scoresde.core.streams import STEP
 from scoresde.core.tensors import affine, expand, like, per_sample_rms
@@ -125,6 +126,7 @@ def _finish(
     return _only(why == 0, x, math.nan), state
 
 
+@checked
 @dataclass(frozen=True)
 class AdaptiveODE(Solver):
     """An embedded Runge-Kutta pair on the probability-flow ODE, with time, step size and error control for each sample alone.
@@ -237,6 +239,7 @@ def _combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
     return total
 
 
+@checked
 @dataclass(frozen=True)
 class AdaptiveSDE(Solver):
     r"""The adaptive stochastic improved Euler method of "Gotta Go Fast" (2105.14080, algorithm 1) on the reverse SDE.

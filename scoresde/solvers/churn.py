@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_least
+from scoresde.core.doors import checked
 from scoresde.core.streams import STEP
 from scoresde.core.tensors import affine
 from scoresde.errors import ConfigError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from scoresde.solvers.base import Draw
 
 
+@checked
 @dataclass(frozen=True)
 class EDMStochastic(Solver):
     """Heun's method in s = sigma/alpha with churn: noise is added before each step (2206.00364, algorithm 2). Two calls a step.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive
+from scoresde.core.checks import check_integer, check_positive
+from scoresde.core.doors import checked
 from scoresde.core.streams import CORRECTOR
 from scoresde.core.tensors import expand, per_sample_norm
 from scoresde.errors import ConfigError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from scoresde.solvers.base import Draw
 
 
+@checked
 @dataclass(frozen=True)
 class Langevin(Solver, Corrector):
     """Langevin corrector: x + h score + sqrt(2 h) z with h = 2 (snr |z|/|score|)^2 (2011.13456, algorithm 4).
@@ -38,8 +40,7 @@ class Langevin(Solver, Corrector):
 
     def __post_init__(self) -> None:
         check_positive(self.snr, "snr")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
-            raise ConfigError(f"steps = {self.steps!r} of Langevin, expected an integer of at least 0")
+        check_integer(self.steps, "steps", 0, 1000)
 
     def correct(self, model: Answers, x: Tensor, t: Level, noise: Draw) -> Tensor:
         """Moves x towards p_t, at t."""
@@ -56,6 +57,7 @@ class Langevin(Solver, Corrector):
         return self.correct(model, x, s, noise), state
 
 
+@checked
 @dataclass(frozen=True)
 class PredictorCorrector(Wrapper):
     """A predictor step from t to s, then a corrector at s (2011.13456, algorithm 1).

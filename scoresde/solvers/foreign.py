@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import did_you_mean
+from scoresde.core.doors import checked
 from scoresde.core.streams import SECOND, STEP
 from scoresde.errors import ConfigError, SolverError
 from scoresde.solvers.base import Solver, check_eta, check_tolerances
@@ -40,6 +41,7 @@ def _check_method(method: str, methods: tuple[str, ...]) -> None:
         raise ConfigError(f"method = {method!r}, expected one of {', '.join(methods)}{did_you_mean(str(method), methods, 0.3)}")
 
 
+@checked
 @dataclass(frozen=True)
 class TorchDiffEq(Solver):
     """torchdiffeq's methods on the probability-flow ODE (2011.13456, section 4.3; dopri5: Dormand and Prince 1980).
@@ -145,6 +147,7 @@ class _Velocity(torch.nn.Module):
         return SolverError(message + "; loosen rtol and atol, raise max_nfe, or check the model at this time")
 
 
+@checked
 @dataclass(frozen=True)
 class TorchSDE(Solver):
     """torchsde's methods on the reverse SDE, one step an interval of the grid, with our noise.

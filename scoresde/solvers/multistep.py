@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from scoresde.core.doors import checked
 from scoresde.core.exponential import exponential_weights, halved_weights, lagrange
 from scoresde.core.quadrature import legendre
 from scoresde.core.tensors import affine
@@ -84,6 +85,7 @@ def _check_flag(value: Any, name: str) -> None:
 
 
 # ---- the solvers
+@checked
 @dataclass(frozen=True)
 class DPMSolverPP(WeightedSums):
     r"""DPM-Solver++ of order 1 to 3: multistep, singlestep and stochastic (2211.01095), on x_0 as a polynomial in lam.
@@ -165,6 +167,7 @@ class DPMSolverPP(WeightedSums):
         return plan
 
 
+@checked
 @dataclass(frozen=True)
 class UniPC(WeightedSums):
     r"""UniPC of order 1 to 3 (2302.04867, algorithms 5 to 8, on x_0): a multistep predictor and a corrector, one call a step.
@@ -229,6 +232,7 @@ class UniPC(WeightedSums):
         return halved_weights([0.0, h], h, 1.0, self.variant)[::-1]
 
 
+@checked
 @dataclass(frozen=True)
 class DEIS(WeightedSums):
     r"""DEIS of order 1 to 4 (tAB-DEIS, 2204.13902, eq. 14): exponential Adams-Bashforth, with eps as a polynomial in t.
@@ -277,6 +281,7 @@ class DEIS(WeightedSums):
         return plan
 
 
+@checked
 @dataclass(frozen=True)
 class AdamsBashforth(WeightedSums):
     r"""Adams-Bashforth of order 1 to 4 on steps of any length, on one of four forms of the probability-flow ODE. One call a step.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive
+from scoresde.core.doors import checked
 from scoresde.core.streams import STEP
 from scoresde.core.tensors import affine
 from scoresde.sdes import grid
@@ -38,6 +39,7 @@ def _variance_grid(sde: SDE, n: int, start: float | None, end: float | None, sca
     return times
 
 
+@checked
 @dataclass(frozen=True)
 class EulerMaruyama(Solver):
     """Euler-Maruyama on dx = [f x - (1 + eta^2)/2 g^2 score] dt + eta g dw (2011.13456, eq. 6; eta = 1 is the reverse SDE).
@@ -76,6 +78,7 @@ def transition(t: Level, s: Level) -> tuple[float, float]:
     return r, max((t.sigma - r * s.sigma) * (t.sigma + r * s.sigma), 0.0)
 
 
+@checked
 @dataclass(frozen=True)
 class DDIM(Solver):
     """DDIM: x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z, v = sigma_s^2 b^2/sigma_t^2 (2010.02502, eq. 12).
@@ -123,6 +126,7 @@ class DDIM(Solver):
         return x + math.sqrt(variance) * noise(STEP), state
 
 
+@checked
 @dataclass(frozen=True)
 class Ancestral(Solver):
     """Ancestral sampling: draws from q(x_s | x_t, x0), Gaussian for every SDE and exact on any grid (2107.00630, eq. 25).

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.streams import STEP
 from scoresde.core.tensors import affine, per_sample_rms
 from scoresde.errors import ConfigError
@@ -72,6 +73,7 @@ class _Window:
     repeated: tuple[int, Any] = (0, None)  # the model with its conditions repeated for so many states
 
 
+@checked
 @dataclass(frozen=True)
 class Picard(Wrapper):
     r"""The steps of a one-call solver, many at a time (ParaDiGMS, 2305.16317, algorithm 1).

@@ -15,6 +15,7 @@ from torch import Tensor
 from scoresde.core import encoding, files
 from scoresde.core.checks import check_positive_int
 from scoresde.core.digest import of_model
+from scoresde.core.doors import checked
 from scoresde.errors import CheckpointCorrupt, CheckpointMismatch, ConfigError
 from scoresde.models.network import NetworkModel
 from scoresde.models.reference import GaussianReference
@@ -34,6 +35,7 @@ MOST = 1 << 26  # bytes of a file
 SLACK = 1e-9  # relative, of times at the ends of an SDE's range
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe(Wrapper):
     """A solver on a grid of its own: ``sample(model, n, solver=recipe)`` makes ``nfe`` network calls.
@@ -150,6 +152,7 @@ class Recipe(Wrapper):
         return encoding.encode_document("recipe", content).decode()
 
     @classmethod
+    @checked
     def from_json(cls, text: str, name: str = "recipe") -> Recipe:
         """A recipe from JSON. Solvers are scoresde's own, by name; nothing is imported.
 

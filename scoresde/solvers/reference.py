@@ -11,6 +11,7 @@ the f_i = F(z_i, lam_i) dlam/dw, i = 0 .. N - 1: one network call a step, made o
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from scoresde.core.checks import check_positive, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.exponential import exponential_weights
 from scoresde.errors import ConfigError
 from scoresde.models.reference import GaussianReference
@@ -144,6 +146,7 @@ def advance(model: Answers, x: Tensor, t: Level, path: Path) -> tuple[Tensor, Pa
     return there.x(reference, z), Path(i + 1, z, base, history, plan)
 
 
+@checked
 @dataclass(frozen=True)
 class ReferenceSolver(Solver):
     """Predictor-corrector multistep method on dz/dw = F dlam/dw, in the coordinates of the model's Gaussian reference.
@@ -294,6 +297,7 @@ def model_reference(model: Answers) -> GaussianReference:
     return reference
 
 
+@checked
 @dataclass(frozen=True)
 class ReferenceScheme(Solver):
     """An explicit scheme in reference coordinates with weights of its own, as ``tune`` makes them.
@@ -319,6 +323,8 @@ class ReferenceScheme(Solver):
         lengths = [len(row) for row in self.weights]
         if not lengths or lengths != list(range(1, len(lengths) + 1)):
             raise ConfigError(f"weights of ReferenceScheme have rows of lengths {lengths}, expected 1, 2, 3, ...")
+        if self.first is not None and not math.isfinite(self.first):
+            raise ConfigError(f"first = {self.first} of ReferenceScheme, expected a finite lam, or None")
 
     def bind(self, model: Answers, calls: int | None) -> ReferenceScheme:
         """This scheme for a model."""

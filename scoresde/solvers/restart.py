@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_count, check_positive
+from scoresde.core.checks import check_integer, check_positive
+from scoresde.core.doors import checked
 from scoresde.core.streams import RESTART, STEP
 from scoresde.core.tensors import affine
 from scoresde.errors import ConfigError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from scoresde.solvers.base import Draw
 
 
+@checked
 @dataclass(frozen=True)
 class Restart(Wrapper):
     """Restart sampling: a solver that goes back to more noise and down again, several times (2306.14878, algorithm 1).
@@ -54,7 +56,7 @@ class Restart(Wrapper):
         check_positive(self.high, "high")
         if self.low >= self.high:
             raise ConfigError(f"low = {self.low} and high = {self.high}, expected low < high")
-        keep_fields(self, rounds=check_count(self.rounds, 0, "rounds"), steps=check_count(self.steps, 1, "steps"))
+        keep_fields(self, rounds=check_integer(self.rounds, "rounds", 0), steps=check_integer(self.steps, "steps"))
         if self.solver.needs_path:
             raise ConfigError(
                 f"{type(self.solver).__name__} has one Brownian path from noise to data, and none for a way back: "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from scoresde.core.doors import checked
 from scoresde.solvers.base import Solver
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Heun(Solver):
         return x + (h / 2) * (v_t + v_s), state
 
 
+@checked
 @dataclass(frozen=True)
 class RK4(Solver):
     """The classical Runge-Kutta method on the probability-flow ODE. Order 4, four calls a step."""

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_least, check_order, check_positive
+from scoresde.core.checks import check_integer, check_least, check_positive, theirs
+from scoresde.core.doors import checked
 from scoresde.core.exponential import lagrange_at
 from scoresde.core.quadrature import legendre
 from scoresde.core.streams import STEP
@@ -141,6 +142,7 @@ def _add(x: Tensor, weights: list[float], residuals: tuple[Tensor, ...]) -> Tens
     return x
 
 
+@checked
 @dataclass(frozen=True)
 class SASolver(Solver):
     """Stochastic Adams in data prediction, predictor and corrector (2309.05019, algorithm 1). One call a step.
@@ -166,8 +168,8 @@ class SASolver(Solver):
     __repr__ = brief_repr
 
     def __post_init__(self) -> None:
-        keep_fields(self, predictor_order=check_order(self.predictor_order, 1, "predictor_order"))
-        keep_fields(self, corrector_order=check_order(self.corrector_order, 0, "corrector_order"))
+        keep_fields(self, predictor_order=check_integer(self.predictor_order, "predictor_order", 1, 4))
+        keep_fields(self, corrector_order=check_integer(self.corrector_order, "corrector_order", 0, 4))
         if not callable(self.tau):
             keep_fields(self, tau=check_least(self.tau, 0.0, "tau"))
         if self.center is not None:
@@ -201,6 +203,7 @@ class SASolver(Solver):
         return _adams_step(model, x, t, state, noise)
 
 
+@checked
 @dataclass(frozen=True)
 class StochasticExponential(Solver):
     """A stochastic exponential integrator whose linear part is the SDE of Gaussian data N(0, data_std^2 I). One call a step.
@@ -228,7 +231,7 @@ class StochasticExponential(Solver):
     __repr__ = brief_repr
 
     def __post_init__(self) -> None:
-        keep_fields(self, order=check_order(self.order, 1, "order"), eta=check_least(self.eta, 0.0, "eta"))
+        keep_fields(self, order=check_integer(self.order, "order", 1, 4), eta=check_least(self.eta, 0.0, "eta"))
         if self.order > 3:
             raise ConfigError(f"order = {self.order}, expected 1, 2 or 3")
         if self.data_std is not None:
@@ -268,7 +271,9 @@ def _mean_square(tau: Callable[[float], float], times: list[Level]) -> list[floa
     found = []
     for t, s in pairwise(times):
         lam, h = t.lam, s.lam - t.lam
-        values = [check_least(tau(lam + h * u), 0.0, f"tau({lam + h * u:.6g})") for u in nodes.tolist()]
+        with theirs("your function tau"):
+            answers = [(lam + h * u, tau(lam + h * u)) for u in nodes.tolist()]
+        values = [check_least(value, 0.0, f"tau({at:.6g})") for at, value in answers]
         found.append(sum(w * v**2 for w, v in zip(weights.tolist(), values, strict=True)))
     return found
 

@@ -16,6 +16,7 @@ from scoresde.core.checks import check_data, check_shape, did_you_mean
 from scoresde.core.digest import sha256_of
 from scoresde.core.noise import Noise, permutation, seeded
 from scoresde.core.streams import AUGMENT, TRAIN_ORDER
+from scoresde.data.augment import check_augmentation
 from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ShapeError
 from scoresde.models.conditions import OURS, Conditions, slice_cond
@@ -269,6 +270,7 @@ def _stacked(values: list[Any], name: str, dtype: torch.dtype) -> Any:
 def check_told(model: ScoreModel, augment: Augmentation) -> None:
     """Checks that the network is told what was done to its samples. Raises ConfigError."""
     made = made_with(model)
+    check_augmentation(augment)
     told = made.get("augmentations", 0) if made else augment.labels  # a network of one's own is taken on trust
     if told != augment.labels:
         raise ConfigError(

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive, check_positive_int, check_shape
+from scoresde.core.checks import check_integer, check_positive, check_positive_int, check_shape
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed, seeded
 from scoresde.core.streams import DEQUANTIZER_DRAW, DEQUANTIZER_EPS, DEQUANTIZER_TIME
 from scoresde.core.tensors import like
@@ -19,11 +20,11 @@ from scoresde.errors import ConfigError
 from scoresde.likelihood.bound_parts import Ends, bound_times, expected_error, prior_term, reference_error, reference_integral
 from scoresde.likelihood.variational import BinFlow, VariationalDequantizer, unit_noise
 from scoresde.models.base import check_model, frozen, inference
-from scoresde.models.batches import bind_conditions
+from scoresde.models.batches import batch_size_of, bind_conditions
 from scoresde.models.conditions import check_conditions, check_lengths
 from scoresde.training.batches import Source
 from scoresde.training.loss import stratify
-from scoresde.training.optimization import Descent, descend
+from scoresde.training.optimization import MOST_STEPS, Descent, descend
 from scoresde.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ LAST = 1 / 16  # share of a batch for the reconstruction at t_min
 WARMUP, CLIP, LOOK, BLOCKS = 20, 1.0, 16, 100  # steps, gradient norm, steps between looks for NaN, entries of the history
 
 
+@checked
 def fit_dequantizer(
     model: ScoreModel,
     data: Data | Tensor,
@@ -90,8 +92,8 @@ def fit_dequantizer(
     transform.check_levels(levels)
     check_shape(levels, model.event_shape, "data")
     check_positive(lr, "lr")
-    n, size, D = len(levels), check_positive_int(batch_size, "batch_size"), math.prod(model.event_shape)
-    blocks = min(check_positive_int(steps, "steps"), BLOCKS)
+    n, size, D = len(levels), batch_size_of(model, check_positive_int(batch_size, "batch_size")), math.prod(model.event_shape)
+    blocks = min(check_integer(steps, "steps", 1, MOST_STEPS), BLOCKS)
     check_seed(seed)
     check_lengths(cond, n)
     with seeded(seed % (1 << 63)):

@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_least, check_positive, check_positive_int
+from scoresde.core.checks import check_calls, check_integer, check_least, check_positive, check_positive_int
+from scoresde.core.doors import checked
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.streams import DEQUANTIZE, FINE_TUNING, FINE_TUNING_DRAW, FINE_TUNING_VALIDATION_DRAW
 from scoresde.errors import ConfigError, SolverError, TrainingDiverged
 from scoresde.likelihood.gradients import STEPS, Density
 from scoresde.likelihood.ode import log_prob
 from scoresde.models.base import check_model
-from scoresde.models.batches import bind_conditions
+from scoresde.models.batches import batch_size_of, bind_conditions
 from scoresde.solvers.adaptive import AdaptiveODE
 from scoresde.training import loss as losses
 from scoresde.training.batches import Source
-from scoresde.training.optimization import Descent, descend
+from scoresde.training.optimization import MOST_STEPS, Descent, descend
 from scoresde.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class FineTuning:
         return min(self.validation, default=math.nan)
 
 
+@checked
 def fine_tune(
     model: ScoreModel,
     data: Any,
@@ -121,9 +123,11 @@ def fine_tune(
         KeyboardInterrupt, SystemExit: on Ctrl-C and SIGTERM, after the step; a second one is immediate. The model is left with the
             best weights so far, or with the last ones if there was no look.
     """
-    counts = ("steps", steps), ("batch_size", batch_size), ("solver_steps", solver_steps)
-    for name, value in (*counts, ("validate_every", validate_every), ("validation_samples", validation_samples)):
+    for name, value in (("validate_every", validate_every), ("validation_samples", validation_samples)):
         check_positive_int(value, name)
+    check_integer(steps, "steps", 1, MOST_STEPS)
+    check_calls(check_positive_int(solver_steps, "solver_steps"), "solver_steps")
+    batch_size_of(model, batch_size)
     check_positive(lr, "lr")
     if clip is not None:
         check_positive(clip, "clip")

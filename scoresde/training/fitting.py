@@ -22,11 +22,13 @@ import torch
 from scoresde.checkpoints import folders
 from scoresde.core import files
 from scoresde.core.checks import check_flag
+from scoresde.core.doors import checked
 from scoresde.core.processes import Team
 from scoresde.data.dataset import Data
 from scoresde.errors import ConfigError
 from scoresde.likelihood.dequantize import first_level
 from scoresde.models.base import ScoreModel, inference
+from scoresde.models.batches import batch_size_of
 from scoresde.training import hygiene, loss
 from scoresde.training.batches import Source, check_told
 from scoresde.training.history import History, Log
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from scoresde.data.transform import Transform
 
 
+@checked
 def fit(
     model: ScoreModel,
     data: Any,
@@ -182,7 +185,8 @@ def fit(
     if source.transform is None and isinstance(source.samples, torch.Tensor):
         hygiene.check_scale(source.evenly(hygiene.ROWS), model.sde)
     if bf16 and team.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        warnings.warn("bf16 on a CPU without bfloat16 units is many times slower than float32: leave it out", stacklevel=2)
+        warnings.warn("bf16 on a CPU without bfloat16 units is many times slower than float32: leave it out", stacklevel=3)
+    batch_size_of(model, batch_size)
     if batch_size < team.world * accumulate:
         raise ConfigError(f"batch_size = {batch_size} for {team.world} processes of {accumulate} passes: expected one sample each")
     root = None if out is None else Path(out).expanduser().absolute()
@@ -248,5 +252,5 @@ def _check_blur(model: ScoreModel, transform: Transform) -> None:
         warnings.warn(
             f"dequantization = 'normal', but at t_min half a bin is {tails:.3g} standard deviations of the noise, expected 2 to 20: "
             f"adapt the SDE to the {transform.levels} levels, data.transform.adapt(sde)",
-            stacklevel=3,
+            stacklevel=4,
         )

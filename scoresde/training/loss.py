@@ -10,6 +10,7 @@ the squared error is an unbiased estimate of L, the true loss, whatever the dens
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_positive, did_you_mean
+from scoresde.core.checks import check_positive, did_you_mean, theirs
 from scoresde.core.tensors import expand, like
-from scoresde.errors import ConfigError, NonFiniteError, ScoreSDEError
+from scoresde.errors import ConfigError, NonFiniteError, ShapeError
 from scoresde.models.parameterization import SIGMA_DATA
 from scoresde.sdes.base import SDE, device_of
+from scoresde.sdes.levels import SLACK
 
 if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
@@ -175,7 +177,7 @@ def sample_times(times: str | Times, sde: SDE, u: Tensor) -> tuple[Tensor, Tenso
     Raises:
         ConfigError: an unknown name.
     """
-    t, density = resolve_times(times)(sde, stratify(u) if times == "stratified" else u.double())
+    t, density = guarded(resolve_times(times), "times")(sde, stratify(u) if times == "stratified" else u.double())
     return t, density
 
 
@@ -204,45 +206,20 @@ def check_functions(weighting: Weighting, times: Times, sde: SDE) -> None:
     """Tries a weighting and a density of times, which may be a user's own, on a few numbers.
 
     Raises:
-        ConfigError: one that raises, or answers something else than it should; says which and what.
+        ConfigError, ShapeError: one that raises, or answers something else than it should; says which and what.
     """
     u = (torch.arange(8, dtype=torch.float64, device=device_of(sde)) + 0.5) / 8
     with torch.no_grad():
-        found = _answer(times, "times(sde, u)", sde, u)
-        if not isinstance(found, (tuple, list)) or len(found) != 2:
-            raise ConfigError(f"times(sde, u) gave {_got(found)}, expected a pair: the times and their density, both of the shape of u")
-        for name, value in zip(("times", "density"), found, strict=True):
-            _check_answer(value, u, f"times(sde, u) gave {name}")
-        t, density = found
-        if not bool((t >= sde.t_min * (1 - 1e-6)).all() and (t <= sde.t_max * (1 + 1e-6)).all()) or not bool((density > 0).all()):
+        t, density = times(sde, u)
+        low, high = sde.t_min * (1 - SLACK), sde.t_max * (1 + SLACK)
+        if not (bool((t >= low).all()) and bool((t <= high).all()) and bool((density > 0).all()) and bool(density.isfinite().all())):
             raise ConfigError(
-                f"times(sde, u) gave times from {float(t.min()):.4g} to {float(t.max()):.4g} with densities from "
-                f"{float(density.min()):.4g}, expected times in [{sde.t_min:.4g}, {sde.t_max:.4g}] and densities > 0"
+                f"your function times gave times from {float(t.min()):.4g} to {float(t.max()):.4g} with densities from "
+                f"{float(density.min()):.4g}, expected times in [{sde.t_min:.4g}, {sde.t_max:.4g}] and finite densities > 0"
             )
-        weight = _answer(weighting, "weighting(sde, t)", sde, t)
-        _check_answer(weight, t, "weighting(sde, t) gave")
-        if not bool((weight >= 0).all()):
-            raise ConfigError(f"weighting(sde, t) gave {float(weight.min()):.4g}, expected numbers of at least 0")
-
-
-def _answer(function: Callable[..., Any], what: str, *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except ScoreSDEError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{what} raised {type(error).__name__}: {error}") from error
-
-
-def _check_answer(value: Any, like: Tensor, what: str) -> None:
-    if not isinstance(value, Tensor) or value.shape != like.shape:
-        raise ConfigError(f"{what} {_got(value)}, expected a tensor of shape {tuple(like.shape)}, one number each")
-    if not value.is_floating_point() or not bool(value.isfinite().all()):
-        raise ConfigError(f"{what} {_got(value)} that is not of finite floats")
-
-
-def _got(value: Any) -> str:
-    return f"a tensor of {value.dtype} and shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        weight = weighting(sde, t)
+        if not (bool((weight >= 0).all()) and bool(weight.isfinite().all())):
+            raise ConfigError(f"your function weighting gave {float(weight.min()):.4g}, expected finite numbers of at least 0")
 
 
 def total_weight(weighting: Weighting, sde: SDE, n: int = 4096) -> float:
@@ -262,10 +239,30 @@ def total_weight(weighting: Weighting, sde: SDE, n: int = 4096) -> float:
 def _resolve(value: Any, known: dict[str, Any], name: str, signature: str) -> Any:
     if callable(value):
         return value
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         names = ", ".join(known)
         raise ConfigError(f"{name} = {value!r}, expected one of {names} or a function {signature}{did_you_mean(str(value), known, 0.3)}")
     return known[value]
+
+
+def guarded(function: Any, name: str) -> Any:
+    """A user's function, which is named in what goes wrong with it: one tensor, or for times two, a value for each time it was given."""
+
+    if function in (*_WEIGHTINGS.values(), *_TIMES.values()) or isinstance(function, FittedTimes):
+        return function
+
+    @functools.wraps(function, updated=())
+    def call(sde: SDE, u: Tensor) -> Any:
+        with theirs(f"your function {name}"):
+            found = function(sde, u)
+        parts = found if name == "times" and isinstance(found, (tuple, list)) else (found,)
+        if len(parts) != (2 if name == "times" else 1) or not all(isinstance(v, Tensor) and v.shape == u.shape for v in parts):
+            got = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in parts)
+            wanted = "two tensors" if name == "times" else "a tensor"
+            raise ShapeError(f"your function {name} gave ({got}), expected {wanted} of shape {tuple(u.shape)}")
+        return found
+
+    return call
 
 
 def _log_snr_range(sde: SDE) -> tuple[float, float]:

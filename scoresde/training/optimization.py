@@ -23,6 +23,8 @@ from scoresde.core.progress import bar
 from scoresde.errors import TrainingDiverged
 from scoresde.training.schedule import Schedule
 
+MOST_STEPS = 1_000_000_000  # of training: weeks of the smallest network
+
 
 def _nothing() -> None:
     pass

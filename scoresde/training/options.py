@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from scoresde.checkpoints import description
-from scoresde.core.checks import check_flag, check_positive, check_positive_int
+from scoresde.core.checks import check_flag, check_integer, check_positive, check_positive_int
 from scoresde.core.encoding import plain
 from scoresde.core.noise import check_seed
 from scoresde.errors import ConfigError
 from scoresde.training import loss
+from scoresde.training.optimization import MOST_STEPS
 from scoresde.training.schedule import KINDS, Schedule
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Options:
         if self.optimizer is not None and not callable(self.optimizer):
             raise ConfigError(f"optimizer = {self.optimizer!r}, expected a function (parameters) -> torch.optim.Optimizer")
         if self.steps is not None:
-            check_positive_int(self.steps, "steps")
+            check_integer(self.steps, "steps", 1, MOST_STEPS)
         for name, value in (("minutes", self.minutes), ("clip", self.clip)):
             if value is not None:
                 check_positive(value, name)

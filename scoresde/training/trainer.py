@@ -64,7 +64,8 @@ class Trainer:
         )
         self.seed, self.batch_size = options.seed, options.batch_size
         self.ids = np.array_split(np.arange(self.batch_size), team.world)[team.rank]
-        self.weighting, self.times = loss.resolve_weighting(options.weighting), loss.resolve_times(options.times)
+        self.weighting = loss.guarded(loss.resolve_weighting(options.weighting), "weighting")
+        self.times = loss.guarded(loss.resolve_times(options.times), "times")
         loss.check_functions(self.weighting, self.times, model.sde)
         self.scale = loss.total_weight(self.weighting, model.sde)
         self.learns_sde = isinstance(model.sde, nn.Module) and any(p.requires_grad for p in model.sde.parameters())

@@ -370,7 +370,7 @@ def test_senseless_configs_are_refused(tmp_path):
         (with_model(net={"class": "Tensor", "args": {}}), ConfigError, "not one of scoresde's"),
         (with_model(net={"class": "_VectorBlock", "args": {}}), ConfigError, "not one of scoresde's"),
         (with_model(net={**mlp, "args": {**mlp["args"], "width": 10**9}}), CheckpointMismatch, "1000000000"),
-        (with_model(net={**mlp, "args": {**mlp["args"], "width": 50_000}}), CheckpointMismatch, "weight"),
+        (with_model(net={**mlp, "args": {**mlp["args"], "width": 50_000}}), CheckpointMismatch, "weight|memory"),
         (with_model(net={**mlp, "args": {**mlp["args"], "depth": 3}}), CheckpointMismatch, "missing keys"),
         (with_model(parameterization="__import__"), ConfigError, "parameterization"),
         (with_model(transform={"levels": 1}), CheckpointMismatch, "transform"),

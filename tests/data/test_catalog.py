@@ -56,5 +56,5 @@ def test_load(folder, tmp_path):
     with pytest.raises(DataError, match=r"expected a \.npz file or a folder"):
         data.load(tmp_path / "x.csv")
     for bad in ("", None, 3):
-        with pytest.raises(ScoreSDEError, match="expected a name"):
+        with pytest.raises(ScoreSDEError, match=r"expected (a|the) name"):
             data.load(bad)

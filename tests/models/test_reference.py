@@ -142,7 +142,7 @@ def test_bad_input():
         sd.GaussianReference.of_moments(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]]))
     with pytest.raises(sd.errors.ConfigError, match="eigenvalue"):
         sd.GaussianReference.of_moments(torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
-    with pytest.raises(sd.errors.ConfigError, match="tensors"):
+    with pytest.raises(sd.errors.DTypeError, match=r"mean is a list, expected a torch\.Tensor"):
         sd.GaussianReference([0.0], [1.0])
     with pytest.raises(sd.errors.ConfigError, match="width"):
         sd.GaussianReference(torch.zeros(3), torch.ones(3), width=0.0)

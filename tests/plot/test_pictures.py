@@ -92,7 +92,7 @@ def test_points_are_scattered():
         ({}, ShapeError, "empty dict"),
         ({"a": torch.zeros(4, 2), "b": torch.zeros(4, 1, 8, 8)}, ShapeError, "mixes"),
         (torch.full((2, 1, 2, 2), torch.nan), NonFiniteError, "NaN"),
-        ([1, 2], ShapeError, "list"),
+        ([1, 2], ConfigError, "list"),
     ],
 )
 def test_what_cannot_be_drawn(x, error, message):

@@ -96,7 +96,7 @@ def test_slerp_is_on_the_great_circle():
 def test_wrong_arguments():
     model = sd.ExactModel(two_modes(), sd.VPSDE())
     x = model.target.sample(2)
-    with pytest.raises(ConfigError, match="n = 1, expected at least 2"):
+    with pytest.raises(ConfigError, match="n = 1, expected an integer of at least 2"):
         sd.interpolate(model, x, x, n=1)
     with pytest.raises(sd.errors.ShapeError, match=r"a has shape \(2, 2\) and b \(1, 2\)"):
         sd.interpolate(model, x, x[:1])

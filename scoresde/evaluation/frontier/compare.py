@@ -14,6 +14,7 @@ What is wrong with samples comes apart as score error + prior error + truncation
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_positive_int
+from scoresde.core.checks import check_calls, check_data, check_integer, check_memory, check_positive_int
 from scoresde.core.digest import digest, plain_repr, solver_digest
+from scoresde.core.doors import checked
 from scoresde.core.noise import check_seed
 from scoresde.core.progress import bar
 from scoresde.data.transform import Transform
@@ -74,6 +76,7 @@ SOLVERS: tuple[Any, ...] = (  # the best that is known for the model, and well-k
 )
 
 
+@checked
 def frontier(
     model: ScoreModel,
     reference: Tensor | None = None,
@@ -160,13 +163,16 @@ def frontier(
     end = default_end(model.sde) if t_end is None else t_end
     end = float(uniform(model.sde, 1, end=end)[-1])  # checks it
     given = [nfe] if isinstance(nfe, (int, str)) or not isinstance(nfe, Iterable) else nfe
-    budgets = [check_positive_int(budget, "nfe") for budget in given]
+    budgets = [check_calls(check_positive_int(budget, "nfe"), "nfe") for budget in given]
     jobs = make_jobs(model.sde, SOLVERS if solvers is None else solvers, grids, budgets, end)
     real = None if reference is None else _model_space(reference, transform, model, seed, "reference")
     exact_pool = None if pool is None else _model_space(pool, transform, model, seed + 1, "pool")
     if samples is None:
         samples = 2000 if real is None else max(1, min(len(real), 1000, len(real) if pool is None else len(pool) // 2))
     n = check_positive_int(samples, "samples")
+    check_memory(8.0 * n * math.prod(model.event_shape), f"samples = {n} of shape {model.event_shape}")
+    for name, value, most in (("splits", splits, 100_000), ("projections", projections, 10_000_000), ("resamples", resamples, 1_000_000)):
+        check_integer(value, name, 1, most)
     if exact_pool is not None and len(exact_pool) < 2 * n:
         raise ConfigError(f"samples = {n} and a pool of {len(exact_pool)}: expected a pool of at least twice that, to choose from")
     count = min(n, 1000) if paths is None else (0 if paths == 0 else min(check_positive_int(paths, "paths"), n))

@@ -193,7 +193,7 @@ def test_one_of_a_kind_may_come_alone(exact):
         ({"solvers": 3}, ConfigError, "solvers = 3, expected instances"),
         ({"solvers": sd.Heun}, ConfigError, r"Heun is a class, expected an instance: Heun\(\)"),
         ({"solvers": "Heun"}, ConfigError, "expected a solver"),
-        ({"grids": "karras"}, ConfigError, "grids = 'karras', expected functions"),
+        ({"grids": "karras"}, ConfigError, "grids = 'karras', expected a function"),
         ({"grids": 3}, ConfigError, "grids = 3"),
         ({"t_end": "x"}, ConfigError, "t_end = 'x'"),
         ({"noise": "brown"}, ConfigError, "noise = 'brown', expected 'independent' or 'path'"),

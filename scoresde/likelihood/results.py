@@ -87,7 +87,7 @@ class LogProb:
         n = len(columns["log_prob"])
         if any(len(column) != n for column in columns.values()) or (sums and [len(row) for row in sums] != [2] * n):
             raise ValueError(f"columns of other lengths than the {n} samples")
-        if not all(type(record[name]) is int and record[name] >= 0 for name in COUNTS):
+        if not all(type(record[name]) in (int, float) and 0 <= record[name] < math.inf for name in COUNTS):
             raise ValueError("counts that are no numbers of calls")
         if latents and (len(base64.b64decode(record["latent"], validate=True)) % n or not record["latent"]):
             raise ValueError("latents that are not those of the samples")

@@ -139,7 +139,8 @@ def test_they_are_saved_by_name(given, tmp_path):
         (lambda: P.Scaled("vv"), "parameterization = 'vv'"),
         (lambda: P.named("flow"), "did you mean 'velocity', as it is called here"),
         (lambda: P.named("v_prediction"), "did you mean 'v'"),
-        (lambda: sd.NetworkModel(sd.nets.MLP(2), sd.VPSDE(), (2,), lambda a, s: 1.0).denoise(torch.zeros(1, 2), 0.5), "the parameterization gave 1.0"),
+        (lambda: sd.NetworkModel(sd.nets.MLP(2), sd.VPSDE(), (2,), lambda a, s: 1.0), "your parameterization gave 1.0"),
+        (lambda: sd.NetworkModel(sd.nets.MLP(2), sd.VPSDE(), (2,), lambda a, s: a / 0), "your parameterization raised ZeroDivisionError"),
     ],
 )
 def test_bad_ones_are_refused(make, message):

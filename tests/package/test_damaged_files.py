@@ -261,7 +261,7 @@ def test_a_damaged_line_of_a_likelihood_is_computed_anew(tmp_path):
         {"prior": [0.5]},
         {"delta": "xy"},
         {"cut": None},
-        {"nfe": 1.5},
+        {"nfe": "1.5"},
         {"nfe": True},
         {"vjp": -1},
         {"latent": ""},

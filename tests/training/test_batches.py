@@ -215,7 +215,7 @@ class Pairs(torch.utils.data.Dataset):
         return 20
 
     def __getitem__(self, i):
-        return torch.full((2,), float(i)), torch.tensor([0.5 * i])
+        return torch.full((2,), i / 10), torch.tensor([0.5 * i])
 
 
 def test_conditions_that_go_nowhere_or_are_missing_are_warned_of():

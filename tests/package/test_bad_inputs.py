@@ -363,7 +363,7 @@ CASES = [
     (30, "one column", lambda b: network(lambda self, x: x[:, :1]).score(torch.zeros(3, 2), 0.5), ShapeError, r"\(3, 1\).*\(3, 2\)"),
     (30, "sample", lambda b: sd.sample(network(lambda self, x: x[:1]), 3, steps=2, batch_size=3), ShapeError, r"\(1, 2\).*\(3, 2\)"),
     (30, "log_prob", lambda b: sd.log_prob(network(lambda self, x: x.sum()), torch.zeros(3, 2)), ShapeError, r"\(\).*\(3, 2\)"),
-    (30, "prior", lambda b: sd.log_prob(exact(), torch.zeros(3, 2), prior=lambda x: x), ConfigError, r"prior.*\(3, 2\).*\(3,\)"),
+    (30, "prior", lambda b: sd.log_prob(exact(), torch.zeros(3, 2), prior=lambda x: x), ShapeError, r"prior.*\(3, 2\).*\(3,\)"),
     (30, "not the ODE", lambda b: sd.log_prob(exact(), torch.zeros(2, 2), solver=sd.DDIM()), ConfigError, "probability-flow ODE"),
     (30, "not a model", lambda b: sd.sample(nn.Identity(), 2, steps=2), ConfigError, "Identity.*ScoreModel"),
     (31, "no transform", lambda b: sd.bits_per_dim(model(), LEVELS), ConfigError, r"[Tt]ransform\(levels="),

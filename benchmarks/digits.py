@@ -58,7 +58,7 @@ def main() -> None:
                 "std_over_dequantizations": b.dequantization_std,
                 "steps": last[-1]["step"],
                 "train_seconds": last[-1]["seconds"],
-                "nfe_per_dequantization": b.nfe / 5,
+                "nfe_per_dequantization": b.nfe / 5,  # draws
                 "parameters": sum(p.numel() for p in model.parameters()),
             }
         )

@@ -299,9 +299,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "the compiled network differentiated",
-        "models/network.py",
-        "net = plain(self.net) if x.requires_grad else self.net",
-        "net = self.net",
+        "models/base.py",
+        "with eagerly(self) if x.requires_grad else _AS_IT_IS:",
+        "with _AS_IT_IS:",
         ("models/test_plain.py::test_derivatives_are_those_of_the_network_itself",),
     ),
     Mutation(

@@ -62,7 +62,7 @@ class LogProb:
         s = abs(scale)
         checked = self.discretization[~self.discretization.isnan()]
         some = f"estimated on {len(checked)} samples" if len(checked) else "not estimated, check = 0"
-        by = f"measured with {', and '.join(self.settings.get('judges', ['another solver']))}"
+        by = f"measured with {' and, where that finds much, '.join(self.settings.get('judges', ['another solver']))}"
         return (
             Term("data", s * mean_error(self.log_prob), "standard error over the samples (of dequantization and probes too)"),
             Term("probes", s * root_sum(self.std_error), f"standard error of the trace: {self.settings['divergence']}"),

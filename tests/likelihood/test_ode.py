@@ -182,6 +182,9 @@ def test_bits_per_dim_counts_and_averages():
         b = sd.bits_per_dim(model, levels, transform, dequantizations=3, batch_size=4, solver=sd.Heun(), steps=9, check=4)
     assert b.nfe == 3 * 18  # of a sample, in all draws, however many batches
     assert calls.rows == 6 * b.nfe + 4 * b.check_nfe
+    nats = sd.log_prob(model, torch.zeros(6, 3), batch_size=4, solver=sd.Heun(), steps=9, divergence="exact")
+    assert (nats.nfe, nats.vjp) == (18, 54)
+    assert sd.elbo(model, levels, transform, draws=5, batch_size=4).nfe == 6
     b = sd.bits_per_dim(model, levels, transform, dequantizations=3, batch_size=4)
     assert b.per_sample.shape == (6,)
     assert b.mean == pytest.approx(float(b.per_sample.mean()))

@@ -183,6 +183,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "interpolate": (lambda model, a, b, n: sd.interpolate(model, a, b, n, steps=2), {"model": EXACT, "a": X, "b": X, "n": 2}),
     "importance_weights": (sd.importance_weights, {"log_target": torch.zeros(4), "log_prob": torch.zeros(4)}),
     "compare": (sd.compare, {"a": REPORT, "b": REPORT}),
+    "fit_reference": (sd.fit_reference, {"model": EXACT, "n": 8}),
     "tune": (sd.tune, {"model": EXACT, "nfe": 2, "paths": 16, "iterations": 0, **QUIET}),
     "frontier": (sd.frontier, {"model": EXACT, "solvers": sd.DDIM(), "nfe": 2, "samples": 10, "paths": 0, "projections": 4, "resamples": 4, "splits": 2, **QUIET}),
     "fit": (lambda model=None, **k: sd.fit(network() if model is None else model, **k), {"data": DATA, "steps": 1, "batch_size": 4, **QUIET}),

@@ -89,7 +89,8 @@ def _alternatives(text: str) -> list[tuple[str, str]]:
         if word not in _WORDS and word not in CLASSES:
             return []
         found.append((word, inside.removesuffix("]")))
-    return [pair for pair in found if pair[0] != "str"] if any(word == "PathLike" for word, _ in found) else found
+    named = any(word in ("PathLike", "device") for word, _ in found)  # by text, of which not every one will do
+    return [pair for pair in found if pair[0] != "str"] if named else found
 
 
 def _split(text: str, mark: str) -> list[str]:

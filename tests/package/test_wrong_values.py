@@ -240,8 +240,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "GaussianMixture.log_prob": (MIXTURE.log_prob, {"x": X}),
 }
 
-# offered, but abstract, no callable of a user's, or a constant
-OTHERS = {"SDE", "Solver", "Corrector", "ScoreModel", "Dequantizer", "Frontier", "ScoreSDEError"}
+# abstract, without arguments, or no call of a user's
+OTHERS = {"digits", "SDE", "Solver", "Corrector", "ScoreModel", "Dequantizer", "Frontier", "ScoreSDEError"}
 
 
 def arguments(name: str) -> dict[str, str]:

@@ -109,7 +109,7 @@ def run_sample(a: Any) -> None:
     shape, transform = model.event_shape, model.transform
     if path.suffix in PICTURES and not (shape == (2,) or len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
         raise ConfigError(f"--out {a.out}: samples of shape {shape} cannot be drawn; write arrays, --out {path.stem}.npz")
-    ids = torch.arange(check_positive_int(a.n, "n"))[rank::world]
+    ids = torch.arange(check_positive_int(a.n, "n"), device="cpu")[rank::world]
     cond: dict[str, Any] = {} if a.label is None else {"label": _labels(a.label, a.n, model)[ids]}
     start = time.perf_counter()
     with count_evaluations(model) as calls:
@@ -219,7 +219,7 @@ def run_bench(a: Any) -> None:
     n = min(len(data.test), len(data.train) // 2, MOST_SAMPLES) if n is None else check_positive_int(n, "samples")
     cond: dict[str, Any] = {}
     if data.test_labels is not None and _classes_of(model):
-        cond["label"] = data.test_labels[torch.arange(n) % len(data.test_labels)]
+        cond["label"] = data.test_labels[torch.arange(n, device="cpu") % len(data.test_labels)]
     folder = Path(a.run) / "bench" if a.out is None else Path(a.out)
     rows = folder / "rows.jsonl"
     if a.overwrite:
@@ -343,4 +343,4 @@ def _labels(text: str, n: int, model: ScoreModel) -> Tensor:
         values = [-1]
     if min(values) < 0 or max(values) >= classes:
         raise ConfigError(f"--label {text}: expected classes 0..{classes - 1}, one, or several with commas between")
-    return torch.tensor(values)[torch.arange(n) % len(values)]
+    return torch.tensor(values, device="cpu")[torch.arange(n, device="cpu") % len(values)]

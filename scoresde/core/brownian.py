@@ -104,7 +104,7 @@ class BrownianPath:
         return a if k == low else b
 
     def _normal(self, node: int, stream: int) -> Tensor:
-        return tree_normals(self.noise, torch.full((1, len(self.ids)), node), stream)[0].double()
+        return tree_normals(self.noise, torch.full((1, len(self.ids)), node, device="cpu"), stream)[0].double()
 
 
 @dataclass(frozen=True)

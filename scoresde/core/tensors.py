@@ -25,6 +25,11 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
     return t.view(-1, *[1] * (x.ndim - 1))
 
 
+def full_precision(x: Tensor) -> torch.autocast:
+    """No autocast on the device of x: for matrix products that are not a network's, whose rounding nobody asked for."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def transformed(x: Tensor) -> bool:
     """Whether x is inside a transform of torch.func (grad, jvp, vmap, ...), where its numbers cannot be looked at."""
     return torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -326,7 +326,7 @@ def _stack(dataset: Any, what: str) -> tuple[Tensor, Tensor | None]:
             labels.append(_label_of(rest, f"{what}[{i}]"))
     if labels and len(labels) != n:
         raise ShapeError(f"{what} has {len(labels)} labels for {n} samples: give every item one, or none")
-    return torch.stack(samples), torch.tensor(labels) if labels else None
+    return torch.stack(samples), torch.tensor(labels, device="cpu") if labels else None
 
 
 def _label_of(rest: list[Any], what: str) -> int:

@@ -45,10 +45,11 @@ def two_moons(std: float = 0.1, components: int = 64) -> GaussianMixture:
             f"components = {components}, expected an even number of {need} or more for std = {std}: "
             "the arcs would show the single components"
         )
-    angle = (torch.arange(half, dtype=torch.float64) + 0.5) * (math.pi / half)
+    angle = (torch.arange(half, dtype=torch.float64, device="cpu") + 0.5) * (math.pi / half)
     arc = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
     means = torch.cat([arc, -arc]).float()
-    return GaussianMixture(means, torch.full((components,), float(std)), torch.full((components,), 1 / components))
+    ones = torch.ones(components, device="cpu")
+    return GaussianMixture(means, float(std) * ones, ones / components)
 
 
 @checked
@@ -109,7 +110,7 @@ def _spirals(u: Tensor, z: Tensor) -> Tensor:
 
 def _rings(u: Tensor, z: Tensor) -> Tensor:
     """Four circles of radius 1/2, 1, 3/2 and 2, the outer ones with more points."""
-    radius = ((u[:, 0] * 10).floor()[:, None] >= torch.tensor([1, 3, 6])).sum(1).double().add(1) / 2
+    radius = ((u[:, 0] * 10).floor()[:, None] >= torch.tensor([1, 3, 6], device="cpu")).sum(1).double().add(1) / 2
     radius, angle = radius + 0.05 * z[:, 0], 2 * math.pi * u[:, 1]
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
 

@@ -151,7 +151,7 @@ class Transform:
         if "t_min" not in names:
             raise ConfigError(f"{sde!r} has no field t_min or sigma_min: make it a dataclass with t_min, or set its t_min yourself")
         wide = replace(sde, t_min=1e-9 * sde.t_max)  # type: ignore[type-var]
-        t = float(wide.time_of_log_snr(torch.tensor(-2 * math.log(s), dtype=torch.float64)))
+        t = float(wide.time_of_log_snr(torch.tensor(-2 * math.log(s), dtype=torch.float64, device="cpu")))
         ends = {"t_end": t} if "t_end" in names and sde.t_end is not None and sde.t_end < t else {}
         return replace(sde, t_min=t, **ends)  # type: ignore[type-var]
 

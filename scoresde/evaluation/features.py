@@ -211,7 +211,7 @@ def fit_features(
         descend(descent, gradient, between, progress=progress, what="features")
     extractor.eval().requires_grad_(False)
     if len(data.test) and data.test_labels is not None:
-        found = extractor.classify(_floats(data, data.test, seed, torch.arange(len(data.test)), 0))
+        found = extractor.classify(_floats(data, data.test, seed, torch.arange(len(data.test), device="cpu"), 0))
         extractor.accuracy = float((found == data.test_labels).double().mean())
     return extractor
 

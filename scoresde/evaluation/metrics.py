@@ -72,7 +72,7 @@ def quantile_distance2(px: Tensor, py: Tensor) -> Tensor:
     if n == m:
         return (px - py).square().mean(0)
     # both quantile functions are steps: integrate over the union of their jumps i/n and j/m, in exact integers
-    jumps = torch.unique(torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]))
+    jumps = torch.unique(torch.cat([torch.arange(1, n + 1, device="cpu") * m, torch.arange(1, m + 1, device="cpu") * n]))
     width = jumps.diff(prepend=jumps.new_zeros(1)).double().to(px.device) / (n * m)
     last = (jumps - 1).to(px.device)
     return ((px[last // m] - py[last // n]).square() * width[:, None]).sum(0)

@@ -94,7 +94,7 @@ class Watched(View):
     def __init__(self, model: Answers, x: Tensor, traces: Traces) -> None:
         super().__init__(model)
         # any reference will do: what it says of the trace is taken off and added again
-        unit = GaussianReference(torch.zeros(model.event_shape), torch.ones(()), "isotropic")
+        unit = GaussianReference(torch.zeros(model.event_shape, device="cpu"), torch.ones((), device="cpu"), "isotropic")
         self.reference = unit if model.reference is None else model.reference
         self.rate = Rate(self.reference, x, traces)
         self.notes: list[tuple[Level, Tensor]] = []

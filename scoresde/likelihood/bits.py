@@ -145,8 +145,8 @@ def bits_per_dim(
         draws = record["draws"]
         if len(draws) != K:
             raise ValueError(f"{len(draws)} draws, expected {K}")
-        log_p = torch.tensor([LogProb.values(r) for r in draws], dtype=torch.float64)
-        log_q = torch.tensor([unpack(r["log_q"]) for r in draws], dtype=torch.float64).view_as(log_p)
+        log_p = torch.tensor([LogProb.values(r) for r in draws], dtype=torch.float64, device="cpu")
+        log_q = torch.tensor([unpack(r["log_q"]) for r in draws], dtype=torch.float64, device="cpu").view_as(log_p)
         return bits_of(log_p - log_q, scale, importance_weighted).tolist()
 
     decisive: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def bits_per_dim(
     records = run(piece, id_array, how.size, decisive, values=so_far, **keep)
     results = [LogProb.join([r["draws"][draw] for r in records], settings, x) for draw in range(K)]
     log_q = [[v for r in records for v in unpack(r["draws"][draw]["log_q"])] for draw in range(K)]
-    ratio = torch.stack([r.log_prob for r in results]).cpu() - torch.tensor(log_q, dtype=torch.float64)
+    ratio = torch.stack([r.log_prob for r in results]).cpu() - torch.tensor(log_q, dtype=torch.float64, device="cpu")
     found = BitsPerDim.of(results, ratio, scale, settings, importance_weighted)
     warn_of_time_steps(found.report(), steps)
     return found if dequantizer.blur else found.without_cut()

@@ -75,9 +75,9 @@ class Clock:
 
     def levels(self, sde: SDE, n: int) -> list[Level]:
         """n + 1 levels from t_min to t_max, equally spaced in w."""
-        inner = self.log_s(torch.arange(1, n, dtype=torch.float64) / n, *sde.levels([sde.t_min, sde.t_max]))
+        inner = self.log_s(torch.arange(1, n, dtype=torch.float64, device="cpu") / n, *sde.levels([sde.t_min, sde.t_max]))
         return sde.levels([sde.t_min, *sde.time_of_log_snr(-2 * inner).clamp(sde.t_min, sde.t_max).tolist(), sde.t_max])
 
 
 def _log_s(t: Level) -> Tensor:
-    return torch.tensor(-t.lam, dtype=torch.float64)
+    return torch.tensor(-t.lam, dtype=torch.float64, device="cpu")

@@ -172,7 +172,8 @@ def compare(a: Any, b: Any) -> Comparison:
     difference = first.value - second.value
     data = left.get("data")
     if data is not None and data == right.get("data") and len(first.per_sample) == len(second.per_sample) > 1:
-        d = torch.tensor(first.per_sample, dtype=torch.float64) - torch.tensor(second.per_sample, dtype=torch.float64)
+        both = torch.tensor([first.per_sample, second.per_sample], dtype=torch.float64, device="cpu")
+        d = both[0] - both[1]
         return Comparison(difference, float(d.std()) / math.sqrt(len(d)), True, first.unit)
     return Comparison(difference, math.hypot(first.std_error, second.std_error), False, first.unit)
 

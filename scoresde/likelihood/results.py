@@ -51,7 +51,7 @@ class LogProb:
     cut: Tensor
     check_nfe: float
     settings: dict[str, Any]
-    sums: Tensor = field(default_factory=lambda: torch.empty((0, 2), dtype=torch.float64), repr=False)
+    sums: Tensor = field(default_factory=lambda: torch.empty((0, 2), dtype=torch.float64, device="cpu"), repr=False)
 
     def report(self) -> Report:
         """The mean over samples, in nats, with its error budget."""
@@ -106,7 +106,7 @@ class LogProb:
         weights = {"nfe": samples, "vjp": samples, "check_nfe": checked}
         counts = {name: _mean_of([r[name] for r in records], weights[name]) for name in COUNTS}
         numbers = b"".join(base64.b64decode(r.get("latent", "")) for r in records)
-        flat = torch.frombuffer(bytearray(numbers), dtype=like.dtype) if numbers else torch.empty(0, dtype=like.dtype)
+        flat = torch.frombuffer(bytearray(numbers), dtype=like.dtype) if numbers else torch.empty(0, dtype=like.dtype, device="cpu")
         latent = flat.to(like.device).view(-1, *like.shape[1:])
         settings = settings | {"nfe": counts["nfe"], "vjp": counts["vjp"]}
         return cls(latent=latent, settings=settings, **columns, **counts)  # type: ignore[arg-type]

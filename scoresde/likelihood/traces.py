@@ -52,7 +52,7 @@ class Traces:
     @classmethod
     def draw(cls, kind: str, probes: int, noise: Noise, reference: GaussianReference | None) -> Traces:
         """The random vectors of some samples: functions of seed, sample id and number."""
-        none = torch.empty(0)
+        none = torch.empty(0, device="cpu")
         if kind == "exact":
             return cls(kind, none, none)
         m = probes // 3 if kind == "hutch++" else 0  # normal ones for the sketch: signs may be linearly dependent

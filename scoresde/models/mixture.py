@@ -68,7 +68,7 @@ class GaussianMixture(nn.Module):
                 f"covariances have shape {tuple(covariances.shape)} for means of shape {tuple(means.shape)}: expected stds of "
                 f"shape ({K},) or {tuple(means.shape)}, or matrices of shape ({K}, {D}, {D})"
             )
-        weights = torch.ones(K) if weights is None else torch.as_tensor(weights)
+        weights = torch.ones(K, device="cpu") if weights is None else torch.as_tensor(weights, device="cpu")
         if weights.shape != (K,):
             raise ShapeError(f"weights have shape {tuple(weights.shape)}, expected ({K},)")
         if not bool((weights > 0).all()) or not bool(weights.isfinite().all()):

@@ -27,6 +27,7 @@ from torch import Tensor
 from scoresde.core.checks import check_data, check_positive
 from scoresde.core.digest import sha256_of
 from scoresde.core.doors import checked
+from scoresde.core.tensors import full_precision
 from scoresde.errors import ConfigError, ShapeError
 
 KINDS = ("full", "diagonal", "dct", "isotropic")
@@ -130,7 +131,7 @@ class GaussianReference:
         if kind == "full":
             r = x.flatten(1).double() - mean.flatten()
             return replace(cls.of_moments(mean, r.mT @ r / (len(x) - 1), width=width), detail=detail_of(transform)).measured(x)
-        square, rows = torch.zeros(event, dtype=torch.float64), max(1, (1 << 22) // D)
+        square, rows = torch.zeros(event, dtype=torch.float64, device="cpu"), max(1, (1 << 22) // D)
         for start in range(0, len(x), rows):  # a large set is never held in float64
             r = x[start : start + rows].double() - mean
             square += (_cosines(r) if kind == "dct" else r).square().sum(0)
@@ -141,8 +142,8 @@ class GaussianReference:
     @classmethod
     def of_moments(cls, mean: Tensor, covariance: Tensor, exact: bool = False, width: float | None = None) -> GaussianReference:
         """From a mean (*event) and a covariance (D, D) with D the product of event, or variances (*event). Raises ConfigError."""
-        mean = torch.as_tensor(mean).detach().double().cpu()
-        covariance = torch.as_tensor(covariance).detach().double().cpu()
+        mean = torch.as_tensor(mean, device="cpu").detach().double()
+        covariance = torch.as_tensor(covariance, device="cpu").detach().double()
         D = mean.numel()
         if covariance.shape != (D, D):
             return cls(mean, covariance, "diagonal", exact=exact, width=width)
@@ -194,16 +195,18 @@ class GaussianReference:
         return replace(self, mean=self.mean.to(x), variance=self.variance.to(x), basis=basis)
 
     def analyse(self, r: Tensor) -> Tensor:
-        """U^T r for a batch r (B, *event): coordinates (B, D) for "full", (B, *event) otherwise."""
-        if self.basis is not None:
-            return r.flatten(1) @ self.basis
-        return _cosines(r) if self.kind == "dct" else r
+        """U^T r for a batch r (B, *event): coordinates (B, D) for "full", (B, *event) otherwise. In full precision under autocast."""
+        with full_precision(r):
+            if self.basis is not None:
+                return r.flatten(1) @ self.basis
+            return _cosines(r) if self.kind == "dct" else r
 
     def synthesize(self, c: Tensor) -> Tensor:
         """U c, of shape (B, *event): the inverse of ``analyse``."""
-        if self.basis is not None:
-            return (c @ self.basis.mT).view(len(c), *self.mean.shape)
-        return _cosines(c, inverse=True) if self.kind == "dct" else c
+        with full_precision(c):
+            if self.basis is not None:
+                return (c @ self.basis.mT).view(len(c), *self.mean.shape)
+            return _cosines(c, inverse=True) if self.kind == "dct" else c
 
     def log_prob(self, x: Tensor, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:
         """log density, in nats, of N(alpha m, alpha^2 C + sigma^2 I) at x (B, *event): (B,), float64."""

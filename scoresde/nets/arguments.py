@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from scoresde.core.checks import as_integer, as_number, check_integer, check_memory
@@ -49,10 +48,6 @@ def zeroed(layer: Any) -> Any:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def full_precision(x: Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def check_input(x: Tensor, c_noise: Tensor, weight: Tensor) -> None:

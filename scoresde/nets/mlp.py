@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoresde.core.tensors import full_precision
 from scoresde.errors import ShapeError
 from scoresde.nets.arguments import (
     check_count,
@@ -18,7 +19,6 @@ from scoresde.nets.arguments import (
     check_probability,
     check_size,
     check_weights,
-    full_precision,
     zeroed,
 )
 from scoresde.nets.embedding import Embedding

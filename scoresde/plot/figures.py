@@ -157,7 +157,7 @@ def box_of(limits: Sequence[float]) -> tuple[float, float, float, float]:
 
 def mesh_points(model: ScoreModel | None, box: tuple[float, ...], n: int) -> tuple[Tensor, tuple[int, int]]:
     """The centres of n x n cells, (n^2, 2), second axis slowest."""
-    centres = (torch.arange(check_integer(n, "resolution", 1, 10_000), dtype=torch.float64) + 0.5) / n
+    centres = (torch.arange(check_integer(n, "resolution", 1, 10_000), dtype=torch.float64, device="cpu") + 0.5) / n
     y, x = torch.meshgrid(box[2] + (box[3] - box[2]) * centres, box[0] + (box[1] - box[0]) * centres, indexing="ij")
     points = torch.stack([x.flatten(), y.flatten()], 1)
     return (points.float() if model is None else points.to(model.device, model.dtype)), (n, n)

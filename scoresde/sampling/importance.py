@@ -168,7 +168,7 @@ def importance_weights(log_target: Tensor, log_prob: Tensor, *, few: float = FEW
 def pareto_shape(excess: Any) -> float:
     """The k of a generalised Pareto distribution, of sorted positive numbers (m,): Zhang and Stephens 2009, shrunk to 0.5 as by 10
     more of them (1507.02646, appendix C)."""
-    x = torch.as_tensor(excess, dtype=torch.float64)
+    x = torch.as_tensor(excess, dtype=torch.float64, device="cpu")
     m = len(x)
     quartile, largest = x[int(m / 4 + 0.5) - 1], x[-1]
     grid = 30 + math.isqrt(m)

@@ -93,7 +93,7 @@ class Pilots:
         size = max(default_batch_size(model.event_shape), 64)
         z, slope, ends = [], [], []
         for first in range(0, len(x), size):
-            rows = torch.arange(first, min(first + size, len(x)))
+            rows = torch.arange(first, min(first + size, len(x)), device="cpu")
             part, y = rows_of(rows), x[rows]
             state, zs, slopes = solver.init(part, y, levels), [], []
             for t in levels[:-1]:
@@ -109,7 +109,7 @@ class Pilots:
         finish = torch.cat(ends).double()
         if not bool(finish.isfinite().all()):
             raise SolverError("the pilot paths are not finite: check the model between t_max and t_end, sample(model, 64, steps=100)")
-        w = torch.tensor([grid.clock(t.s, center, width) for t in levels], dtype=torch.float64)
+        w = torch.tensor([grid.clock(t.s, center, width) for t in levels], dtype=torch.float64, device="cpu")
         return cls(model, rows_of, reference, own, x, start, end, center, width, w, torch.cat(z, 1), torch.cat(slope, 1), finish, math.nan)
 
     @property

@@ -147,7 +147,7 @@ def sample(
     size = batch_size_of(model, batch_size)
     with inference(model):
         out = torch.empty((n, *model.event_shape), dtype=dtype, device=device)
-        log_p = torch.empty(n, dtype=torch.float64, device=device)
+        log_p = torch.empty(n if return_log_prob else 0, dtype=torch.float64, device=device if return_log_prob else "cpu")  # not on mps
         levels = model.sde.levels(plan)
         with bar(progress, -(-n // size) * (len(levels) - 1), "sampling") as advance:
             for batch in in_batches(model, cond, n, size, device, padded=batch_size is not None):
@@ -161,7 +161,7 @@ def sample(
                     state, value = _solve_with_density(bound, method, x, levels, traces, id_array[rows], advance)
                     log_p[place] = value[: place.stop - place.start]
                 else:
-                    state = torch.empty(0)
+                    state = torch.empty(0, device="cpu")
                     for _, _, state in solve(bound, method, x, levels, draws):  # noqa: B007
                         advance()
                 if denoise:

@@ -61,9 +61,9 @@ def adams(w: Tensor, k: int, corrector: int) -> Tensor:
     """The matrix A of ``ReferenceSolver``'s method, (n, n), differentiable in the nodes w (n + 1,)."""
     n = len(w) - 1
     rows: list[Tensor] = []
-    base = torch.zeros(n, dtype=w.dtype)
+    base = torch.zeros(n, dtype=w.dtype, device="cpu")
     for i in range(n):
-        last = torch.arange(i, max(i - max(k, corrector), -1), -1)
+        last = torch.arange(i, max(i - max(k, corrector), -1), -1, device="cpu")
         if i and corrector:
             base = base.index_add(0, last[:corrector], _integrals(w[last[:corrector]], w[i - 1], w[i]))
         elif i:
@@ -89,7 +89,7 @@ def scheme_on(p: Pilots, nfe: int, center: float, width: float, free: bool) -> S
     """The untuned scheme on equal steps in w."""
     first, last = p.model.sde.levels([p.start, p.finish])
     n = nfe + free
-    w = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    w = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")
     a, b = (clock(t.s, center, width) for t in (first, last))
     w = a + (b - a) * w
     return Scheme(center, width, w, adams(w, *_order(nfe)), free)
@@ -104,7 +104,7 @@ def fit_weights(p: Pilots, scheme: Scheme, ridge: float = 1e-4, rounds: int = 3)
     """
     rows, lam, slopes = p.fit, scheme.lam(), scheme.slopes()
     levels = p.model.sde.levels(_times(p, lam))
-    part = p.rows(torch.arange(len(p.x))[rows])
+    part = p.rows(torch.arange(len(p.x), device="cpu")[rows])
     here = p.reference.to(p.x)
     last = levels[-1]
     scale = (last.alpha * (here.variance + last.s ** 2).sqrt()).double()
@@ -195,7 +195,7 @@ def search(p: Pilots, nfe: int) -> list[Scheme]:
 
 def polish(p: Pilots, scheme: Scheme, iterations: int, memory: int, shown: Callable[[float], Any]) -> Scheme | None:
     """Nodes and weights by Adam on the mean log error and the log of the mean square, from the fitted scheme on."""
-    rows = torch.arange(len(p.x))[p.fit]
+    rows = torch.arange(len(p.x), device="cpu")[p.fit]
     plan = affordable(p, scheme, memory, min(len(rows), 256 if math.prod(p.model.event_shape) <= 32 else 24))
     if plan is None:
         return None
@@ -213,7 +213,7 @@ def polish(p: Pilots, scheme: Scheme, iterations: int, memory: int, shown: Calla
 
     def build() -> Scheme:
         inner = u.softmax(0).cumsum(0)[:-1]
-        w = scheme.w[0] + span * torch.cat([torch.zeros(1, dtype=inner.dtype), inner, torch.ones(1, dtype=inner.dtype)])
+        w = scheme.w[0] + span * torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
         w = torch.cat([scheme.w[:1], w[1:-1], scheme.w[-1:]])  # the ends exactly
         return dataclasses.replace(scheme, w=w, A=adams(w, k, corrector) + abs(span) * extra.tril())
 
@@ -280,7 +280,7 @@ def affordable(p: Pilots, scheme: Scheme, memory: int, size: int) -> tuple[int, 
         kept += tensor.numel() * tensor.element_size()
         return tensor
 
-    rows = torch.arange(2)
+    rows = torch.arange(2, device="cpu")
     here = p.reference.to(p.x)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         z = p.z[0][rows].clone().requires_grad_()

@@ -202,7 +202,7 @@ class Judged:
 def _run(p: Pilots, solver: Solver, times: Tensor, rows: slice) -> Tensor:
     """The ends of some paths by a solver."""
     levels = p.model.sde.levels(times)
-    index = torch.arange(len(p.x))[rows]
+    index = torch.arange(len(p.x), device="cpu")[rows]
     size, out = max(default_batch_size(p.model.event_shape), 64), []
     for part in index.split(size):
         noise = Noise(0, part.numpy(), p.model.event_shape, p.x.dtype, p.x.device)

@@ -150,7 +150,7 @@ class SDE(ABC):
             try:
                 if isinstance(t, (str, bool)):
                     raise TypeError
-                t = torch.tensor(float(t), dtype=torch.float64)
+                t = torch.tensor(float(t), dtype=torch.float64, device="cpu")
             except (TypeError, ValueError, OverflowError):
                 raise ConfigError(f"t = {t!r}, expected a number, or a tensor of shape () or (B,)") from None
         if t.is_complex() or t.layout is not torch.strided or t.is_meta:

@@ -31,7 +31,7 @@ def check_sde(sde: SDE, n: int = 1000) -> list[str]:
         check_range(sde)
     except ConfigError as error:
         return [str(error)]
-    t = torch.logspace(math.log10(sde.t_min), math.log10(sde.t_max), n, dtype=torch.float64)
+    t = torch.logspace(math.log10(sde.t_min), math.log10(sde.t_max), n, dtype=torch.float64, device="cpu")
     t = t.clamp(sde.t_min, sde.t_max)
     names = ("alpha", "sigma", "drift_coefficient", "diffusion", "log_snr")
     values, findings = {}, []
@@ -61,7 +61,7 @@ def check_sde(sde: SDE, n: int = 1000) -> list[str]:
         findings.append("diffusion(t) is negative somewhere: g must be at least 0.")
 
     # derivatives by differences of the SDE's own alpha and sigma (five-point stencil, inside the time range)
-    h = 2e-3 * torch.minimum(t, torch.tensor(sde.t_max, dtype=t.dtype))
+    h = 2e-3 * torch.minimum(t, torch.tensor(sde.t_max, dtype=t.dtype, device="cpu"))
     c = t.clamp(sde.t_min + 2 * h, sde.t_max - 2 * h)
 
     def slope(function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -99,7 +99,7 @@ def check_sde(sde: SDE, n: int = 1000) -> list[str]:
     sigma_T = float(sde.sigma(float(sde.t_max)))
     if abs(sde.prior_std - sigma_T) > 1e-6 * sigma_T:
         findings.append(f"prior_std = {sde.prior_std:.6g}, but sigma(t_max) = {sigma_T:.6g}.")
-    x = torch.linspace(-2, 2, 6, dtype=torch.float64).view(2, 3) * sigma_T
+    x = torch.linspace(-2, 2, 6, dtype=torch.float64, device="cpu").view(2, 3) * sigma_T
     normal = torch.distributions.Normal(x.new_zeros(()), x.new_tensor(sigma_T)).log_prob(x).sum(1)
     report((sde.prior_log_prob(x) - normal).abs(), 1e-6, "prior_log_prob is not log N(0, sigma(t_max)^2 I)")
     if float(log_snr[-1]) > -4:

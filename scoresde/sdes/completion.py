@@ -103,7 +103,7 @@ def _make_panels(sde: FunctionsOfTime) -> tuple[Tensor, Tensor, Tensor]:
     with torch.inference_mode(False):  # its tensors could not be kept for other modes
         edges = graded_edges() * float(sde.t_max)
         gains, added = _over_panel(sde, edges[:-1], edges.diff())
-        variance = [torch.as_tensor(sde.sigma_0, dtype=torch.float64).cpu() ** 2]  # it may be a parameter
+        variance = [torch.as_tensor(sde.sigma_0, dtype=torch.float64, device="cpu") ** 2]  # it may be a parameter
         for gain, new in zip(gains, added, strict=True):
             variance.append(variance[-1] * (2 * gain).exp() + new)
         return edges, torch.cat([edges[:1], gains.cumsum(0)]), torch.stack(variance)

@@ -63,7 +63,7 @@ def quadratic(sde: SDE, n: int, start: float | None = None, end: float | None = 
 
 def _power(sde: SDE, n: int, start: float | None, end: float | None, rho: float) -> Tensor:
     start, end = _ends(sde, start, end)
-    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64, device="cpu")
     return _pin((start ** (1 / rho) * (1 - u) + end ** (1 / rho) * u) ** rho, start, end)
 
 
@@ -72,8 +72,8 @@ def karras(sde: SDE, n: int, start: float | None = None, end: float | None = Non
     """Equal steps in (sigma/alpha)^(1/rho) (2206.00364, eq. 5), in any SDE's own time."""
     start, end = _ends(sde, start, end)
     check_positive(rho, "rho")
-    ratio = (-0.5 * sde.log_snr(torch.tensor([start, end], dtype=torch.float64))).exp() ** (1 / rho)
-    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
+    ratio = (-0.5 * sde.log_snr(torch.tensor([start, end], dtype=torch.float64, device="cpu"))).exp() ** (1 / rho)
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64, device="cpu")
     return _pin(sde.time_of_log_snr(-2 * rho * (ratio[0] * (1 - u) + ratio[1] * u).log()), start, end)
 
 
@@ -81,8 +81,8 @@ def karras(sde: SDE, n: int, start: float | None = None, end: float | None = Non
 def log_snr(sde: SDE, n: int, start: float | None = None, end: float | None = None) -> Tensor:
     """Equal steps in log-SNR (2206.00927, section 3.2)."""
     start, end = _ends(sde, start, end)
-    ends = sde.log_snr(torch.tensor([start, end], dtype=torch.float64))
-    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
+    ends = sde.log_snr(torch.tensor([start, end], dtype=torch.float64, device="cpu"))
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64, device="cpu")
     return _pin(sde.time_of_log_snr(ends[0] * (1 - u) + ends[1] * u), start, end)
 
 
@@ -98,9 +98,9 @@ def logistic(
     start, end = _ends(sde, start, end)
     check_positive(center, "center")
     check_positive(width, "width")
-    logit = (-0.5 * sde.log_snr(torch.tensor([start, end], dtype=torch.float64)) - math.log(center)) / width
+    logit = (-0.5 * sde.log_snr(torch.tensor([start, end], dtype=torch.float64, device="cpu")) - math.log(center)) / width
     w, one_less_w = logit.sigmoid(), (-logit).sigmoid()  # 1 - w without cancellation
-    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(0, 1, check_calls(check_positive_int(n, "steps"), "steps") + 1, dtype=torch.float64, device="cpu")
     logit = (w[0] * (1 - u) + w[1] * u).log() - (one_less_w[0] * (1 - u) + one_less_w[1] * u).log()
     return _pin(sde.time_of_log_snr(-2 * (width * logit + math.log(center))), start, end)
 

@@ -79,7 +79,7 @@ class EDMStochastic(Solver):
         wanted = {t: s for t, s in wanted.items() if s > t.s}
         if not wanted:
             return {}
-        log_snr = torch.tensor([-2 * math.log(s) for s in wanted.values()], dtype=torch.float64)
+        log_snr = torch.tensor([-2 * math.log(s) for s in wanted.values()], dtype=torch.float64, device="cpu")
         found = model.sde.levels(model.sde.time_of_log_snr(log_snr).clamp(max=model.sde.t_max))
         return {t: hat for t, hat in zip(wanted, found, strict=True) if hat.s > t.s}
 

@@ -152,7 +152,7 @@ class DPMSolverPP(WeightedSums):
     def _plan_singlestep(self, sde: SDE, times: list[Level], lam: list[float]) -> list[Step]:
         inner = [j / self.order for j in range(1, self.order)]  # where in the step, by lam
         targets = [2 * (a + r * (b - a)) for a, b in pairwise(lam) for r in inner]
-        middles = iter(sde.levels(sde.time_of_log_snr(torch.tensor(targets, dtype=torch.float64)))) if targets else iter(())
+        middles = iter(sde.levels(sde.time_of_log_snr(torch.tensor(targets, dtype=torch.float64, device="cpu")))) if targets else iter(())
         plan = []
         for (t, s), l_t in zip(pairwise(times), lam, strict=False):
             levels = [t, *(next(middles) for _ in inner), s]
@@ -266,7 +266,7 @@ class DEIS(WeightedSums):
 
     def plan_steps(self, sde: SDE, times: list[Level]) -> list[Step]:
         u, v, _ = legendre(32)
-        t = torch.tensor([float(level) for level in times], dtype=torch.float64)
+        t = torch.tensor([float(level) for level in times], dtype=torch.float64, device="cpu")
         at = (t[:-1, None] + t.diff()[:, None] * u).flatten()
         rho_dot = sde.diffusion(at).square() / (2 * sde.alpha(at) * sde.sigma(at))  # since lam' = -g^2/(2 sigma^2)
         measure = v * rho_dot.view(-1, len(u))  # of theta = (u - t)/(s - t) in [0, 1]

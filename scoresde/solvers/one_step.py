@@ -33,7 +33,7 @@ def _variance_grid(sde: SDE, n: int, start: float | None, end: float | None, sca
     c = (0.8 * (1.0 if scale is None else scale)) ** 2
     times = grid.log_snr(sde, n, start, end)  # checks the arguments; its ends are kept
     w = 1 / (1 + c * sde.log_snr(times[[0, -1]]).exp()).sqrt()
-    u = torch.linspace(0, 1, n + 1, dtype=torch.float64)[1:-1]
+    u = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")[1:-1]
     w = w[0] * (1 - u) + w[1] * u
     times[1:-1] = sde.time_of_log_snr(((1 - w) * (1 + w) / (c * w**2)).log())
     return times

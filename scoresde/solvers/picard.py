@@ -133,7 +133,7 @@ class Picard(Wrapper):
         x_old = [x, *guesses.values()]
         repeated = state.repeated if state.repeated[0] == w else (w, model.repeated(w, B))
         x0, eps = repeated[1].predict(torch.cat(x_old[:-1]), state.times[i:stop].repeat_interleave(B))
-        model.count_samples(noise.ids, torch.full((B,), w))
+        model.count_samples(noise.ids, torch.full((B,), w, device="cpu"))
         draws = {j: state.draws.get(j) or _Draws(replace(noise, step=j)) for j in range(i, stop)}
         z, changes = x / c[i], []
         for m, x0_m, eps_m in zip(range(i, stop), x0.split(B), eps.split(B), strict=True):

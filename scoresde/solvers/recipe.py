@@ -124,7 +124,7 @@ class Recipe(Wrapper):
         """The recipe's times. Raises ConfigError for another end."""
         if end is not None and abs(end - self.times[-1]) > 1e-9 * self.times[-1]:
             raise ConfigError(f"t_end = {end} for a recipe that stops at {self.times[-1]}: tune(model, nfe={self.nfe}, t_end={end})")
-        return torch.tensor(self.times, dtype=torch.float64)
+        return torch.tensor(self.times, dtype=torch.float64, device="cpu")
 
     def step(self, model: Answers, x: Tensor, t: Level, s: Level, state: Any, noise: Draw) -> tuple[Tensor, Any]:
         return self.solver.step(model, x, t, s, state, noise)
@@ -173,8 +173,9 @@ class Recipe(Wrapper):
             arguments = {k: _tuples(v) if k == "weights" else v for k, v in content["solver"]["args"].items()}
             reference = arguments.get("reference")
             if reference is not None:
+                saved = reference["tensors"].items()
                 tensors: dict[str, Any] = {
-                    k: torch.tensor(v["values"], dtype=torch.float64).view(v["shape"]) for k, v in reference["tensors"].items()
+                    k: torch.tensor(v["values"], dtype=torch.float64, device="cpu").view(v["shape"]) for k, v in saved
                 }
                 arguments["reference"] = GaussianReference(
                     **tensors, kind=reference["kind"], width=reference["width"], typical=reference.get("typical", 1.0)

@@ -246,7 +246,7 @@ class ReferenceSolver(Solver):
 
 def level_at(sde: SDE, lam: float) -> Level:
     """The level with log(alpha/sigma) = lam."""
-    return sde.levels([float(sde.time_of_log_snr(torch.tensor(2 * lam, dtype=torch.float64)))])[0]
+    return sde.levels([float(sde.time_of_log_snr(torch.tensor(2 * lam, dtype=torch.float64, device="cpu")))])[0]
 
 
 def adams_weights(w: Sequence[float], k: int, corrector: int) -> tuple[list[list[float]], list[list[float]]]:

@@ -92,7 +92,8 @@ class Restart(Wrapper):
         plan: list[Level] = []
         high = min(self.high, times[0].s)
         if meet and self.rounds and high > times[meet].s:
-            top = model.sde.time_of_log_snr(torch.tensor([-2 * math.log(high)], dtype=torch.float64)).clamp(max=float(times[0]))
+            log_snr = torch.tensor([-2 * math.log(high)], dtype=torch.float64, device="cpu")
+            top = model.sde.time_of_log_snr(log_snr).clamp(max=float(times[0]))
             plan = model.sde.levels(grid.karras(model.sde, self.steps, float(top), float(times[meet])))
         if self.rounds:
             check_decreasing(self, times)

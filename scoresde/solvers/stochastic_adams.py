@@ -70,9 +70,9 @@ def adams(times: list[Level], tau2: list[float], c: float, predictor: int, corre
         predictor, corrector: number of residuals in the polynomials; the corrector's include the one at s, 0 is none.
     """
     t, s = times[:-1], times[1:]
-    lam = torch.tensor([u.lam for u in times], dtype=torch.float64)
-    rate = 1 + torch.tensor(tau2, dtype=torch.float64)
-    log_c = torch.tensor(math.log(c) if c else -math.inf, dtype=torch.float64)
+    lam = torch.tensor([u.lam for u in times], dtype=torch.float64, device="cpu")
+    rate = 1 + torch.tensor(tau2, dtype=torch.float64, device="cpu")
+    log_c = torch.tensor(math.log(c) if c else -math.inf, dtype=torch.float64, device="cpu")
     log_v = torch.logaddexp(log_c, -2 * lam)
     gain = log_v.diff()  # log(v_s/v_t)
     # where E has fallen below 1e-17 nothing is left to integrate
@@ -81,7 +81,7 @@ def adams(times: list[Level], tau2: list[float], c: float, predictor: int, corre
     h = torch.minimum(lam.diff().abs(), 40 / decay).copysign(lam.diff())[:, None]
     at = lam[1:, None] - h * nodes
     E = (0.5 * rate[:, None] * (log_v[1:, None] - torch.logaddexp(log_c, -2 * at))).exp()
-    density = torch.tensor([u.alpha for u in s], dtype=torch.float64)[:, None] * rate[:, None] * h * weights * E
+    density = torch.tensor([u.alpha for u in s], dtype=torch.float64, device="cpu")[:, None] * rate[:, None] * h * weights * E
     predict = _lagrange(lam, at, density, predictor, 0)
     correct = _lagrange(lam, at, density, corrector, 1) if corrector else [[] for _ in s]
     std = (log_v[1:].exp() * -torch.expm1((rate - 1) * gain)).clamp(min=0).sqrt().tolist()

@@ -104,12 +104,13 @@ def assumed(model: ScoreModel) -> GaussianReference:
     """
     event = model.event_shape
     if len(event) < 2:
-        c = torch.tensor(1.0, dtype=torch.float64)
+        c = torch.tensor(1.0, dtype=torch.float64, device="cpu")
         kind, width = "isotropic", ASSUMED_WIDTH
     else:
-        k = torch.zeros(event, dtype=torch.float64)
+        k = torch.zeros(event, dtype=torch.float64, device="cpu")
         for axis in range(1, len(event)):
-            k = k + torch.arange(event[axis], dtype=torch.float64).square().view([-1 if i == axis else 1 for i in range(len(event))])
+            shape = [-1 if i == axis else 1 for i in range(len(event))]
+            k = k + torch.arange(event[axis], dtype=torch.float64, device="cpu").square().view(shape)
         c = (1 + k.sqrt()) ** -2
         kind, width = "dct", ASSUMED_WIDTH_OF_IMAGES
-    return GaussianReference(torch.zeros(event, dtype=torch.float64), c / c.mean() * model.data_std**2, kind, width=width)
+    return GaussianReference(torch.zeros(event, dtype=torch.float64, device="cpu"), c / c.mean() * model.data_std**2, kind, width=width)

@@ -261,7 +261,7 @@ def _stacked(values: list[Any], name: str, dtype: torch.dtype) -> Any:
     if isinstance(first, str):
         return values
     try:
-        stacked = torch.stack([torch.as_tensor(value) for value in values])
+        stacked = torch.stack([value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu") for value in values])
     except (TypeError, ValueError, RuntimeError) as error:
         raise ShapeError(f"condition {name!r} of a Dataset: its items cannot be stacked, {error}") from error
     return stacked.to(dtype) if stacked.is_floating_point() and not isinstance(first, Tensor) else stacked

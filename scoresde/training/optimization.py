@@ -53,7 +53,7 @@ class Descent:
     every: int = 1
     average: Callable[[], None] = _nothing
     step: int = 0
-    norm: Tensor = field(default_factory=lambda: torch.zeros(()))
+    norm: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
     _sum: Tensor | float = 0.0
     _count: int = 0
     _finite: int = 0  # all was finite up to this step
@@ -101,7 +101,7 @@ class Descent:
     def take(self) -> tuple[Tensor, int]:
         """The sum of the losses since the last call, and of how many steps. Raises TrainingDiverged."""
         self.check_finite()
-        found = torch.as_tensor(self._sum), self._count
+        found = torch.zeros((), device=self.norm.device) + self._sum, self._count
         self._sum, self._count = 0.0, 0
         return found
 

@@ -187,7 +187,7 @@ class Trainer:
         if block != self._block:
             u = Noise(self.seed, np.arange(self.batch_size), (BLOCK,), torch.float64).uniform(TRAIN_TIMES, block).T
             if self.options.stratified:
-                u = (torch.arange(self.batch_size) + u) / self.batch_size
+                u = (torch.arange(self.batch_size, device="cpu") + u) / self.batch_size
             self._u = u.contiguous()
             t, weight = self._times(u.flatten(), self.model.sde)
             self._t, self._weight = t.view(BLOCK, -1).to(self.device), weight.view(BLOCK, -1).to(self.device)

@@ -244,7 +244,7 @@ def _key(setting: Setting, job: Job) -> str:
 def _levels(model: ScoreModel) -> list[tuple[float, float]]:
     """What the SDE is, whatever its code says: alpha and sigma at some times."""
     sde = model.sde
-    return [(t.alpha, t.sigma) for t in sde.levels(torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64))]
+    return [(t.alpha, t.sigma) for t in sde.levels(torch.linspace(sde.t_min, sde.t_max, 5, dtype=torch.float64, device="cpu"))]
 
 
 def _features_text(features: Any) -> str:

@@ -30,7 +30,7 @@ class Weights:
     @classmethod
     def make(cls, n: int, resamples: int, seed: int) -> Weights:
         rows = bootstrap.resampled_rows(n, resamples, seed)
-        counts = torch.zeros(rows.shape, dtype=torch.float64).scatter_add_(1, rows, torch.ones(rows.shape, dtype=torch.float64))
+        counts = torch.zeros_like(rows, dtype=torch.float64).scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float64))
         return cls(rows, counts)
 
     def means(self, values: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _potentials(px: Tensor, py: Tensor) -> Tensor:
     """
     ordered, order = px.sort(0)
     n, m = len(px), len(py)
-    slope = 2 * (ordered - py[(2 * torch.arange(n) + 1) * m // (2 * n)])
+    slope = 2 * (ordered - py[(2 * torch.arange(n, device="cpu") + 1) * m // (2 * n)])
     potential = torch.zeros_like(ordered)
     potential[1:] = ((slope[1:] + slope[:-1]) / 2 * ordered.diff(dim=0)).cumsum(0)
     return torch.empty_like(potential).scatter_(0, order, potential).mean(1)

@@ -67,7 +67,7 @@ class Samples:
         if self.target is not None:
             return self.exact(n, 1 + self.splits)
         x = self.clean if self.pool is None else self.pool
-        return x[split_order(len(x), self.setting.seed, 1 << 20)][torch.arange(n) % len(x)]
+        return x[split_order(len(x), self.setting.seed, 1 << 20)][torch.arange(n, device="cpu") % len(x)]
 
 
 class Work:
@@ -158,7 +158,7 @@ class Work:
             real = Projected(data.blurred.flatten(1), directions)
             reading = real.distance(paths.from_p_T.flatten(1), paths.weights)
             readings = [real.distance(x.flatten(1)).value for x in data.floor_sets(self.count, blurred=True)]
-            base = torch.tensor(readings or [0.0], dtype=torch.float64)
+            base = torch.tensor(readings or [0.0], dtype=torch.float64, device="cpu")
             score = excess(reading, NoiseFloor(float(base.mean()), float(base.std(correction=0))))
         # many noises for each sample: what one alone adds to a distance of sets is larger than the truncation error itself
         clean = data.clean[:BLURRED]

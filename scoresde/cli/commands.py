@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from scoresde.checkpoints import format, saving
 from scoresde.cli import classes as classes_module
-from scoresde.cli import demo
+from scoresde.cli import demo, runs
 from scoresde.cli.options import MINUTES, MOST_SAMPLES
 from scoresde.cli.shell import one_line
 from scoresde.core import checks, files
@@ -40,6 +41,7 @@ from scoresde.plot import curves, pictures
 from scoresde.sampling import tuning
 from scoresde.sampling.sampler import sample
 from scoresde.training import fitting
+from scoresde.training.options import Options
 
 if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
@@ -54,6 +56,12 @@ def run_demo(a: Any) -> None:
 
 
 def run_train(a: Any) -> None:
+    runs.check_out(a.out)
+    names = ["batch_size", "lr", "warmup", "ema", "weighting", "times", "schedule", "dequantization", "accumulate", "clip"]
+    names += ["checkpoint_every", "validate_every"]
+    given = {name: a[name] for name in names if a[name] is not None}
+    given["validate_every"] = given.get("validate_every") or None  # 0: none
+    _check_early(a, given)
     data = catalog.load(a.data)
     if a.conditional and data.classes is None:
         raise ConfigError(f"--conditional, but {a.data} has no labels: leave it out")
@@ -71,8 +79,7 @@ def run_train(a: Any) -> None:
     first = os.environ.get("RANK", "0") == "0"
     if first:
         print(f"{data}\n{type(net).__name__} with {size:,} parameters, {sde}, parameterization {a.parameterization}", flush=True)
-    names = ["batch_size", "lr", "warmup", "ema", "weighting", "times", "dequantization", "accumulate", "clip"]
-    names += ["checkpoint_every", "validate_every"]
+        runs.keep(a.typed, a.out)
     history = fitting.fit(
         model,
         data,
@@ -80,18 +87,28 @@ def run_train(a: Any) -> None:
         minutes=MINUTES if a.minutes is None and a.steps is None else a.minutes,
         seed=a.seed,
         out=a.out,
-        resume=a.resume,
+        resume="extend" if a.extends else a.resume,
         overwrite=a.overwrite,
+        conditional=a.conditional,
         augment=augment,
         bf16=a.bf16,
         progress=a.progress,
-        **{name: a[name] for name in names if a[name] is not None},
+        **given,
     )
     if first:
         curves.loss(history, Path(a.out) / "loss.png")
         print(f"{history}\nin {a.out}: the weights, log.jsonl and loss.png. Next:")
-        print(f"  scoresde sample {a.out} --n 64 --out samples.png")
-        print(f"  scoresde nll {a.out} --data {a.data}\n  scoresde bench {a.out} --data {a.data}")
+        print("\n".join(f"  {command}" for command in runs.next_commands(a, data)))
+
+
+def _check_early(a: Any, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for options that make no sense, before data are read and a network is made."""
+    defaults = {p.name: p.default for p in inspect.signature(fitting.fit).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for name in ("conditional", "callback", "progress"):
+        del defaults[name]
+    minutes = MINUTES if a.minutes is None and a.steps is None else a.minutes
+    fixed = {name: a[name] for name in ("steps", "seed", "out", "resume", "overwrite", "bf16")}
+    Options.complete(**defaults | fixed | {"minutes": minutes} | dict(given))
 
 
 def run_sample(a: Any) -> None:
@@ -111,6 +128,9 @@ def run_sample(a: Any) -> None:
         raise ConfigError(f"--out {a.out}: samples of shape {shape} cannot be drawn; write arrays, --out {path.stem}.npz")
     ids = torch.arange(check_positive_int(a.n, "n"), device="cpu")[rank::world]
     cond: dict[str, Any] = {} if a.label is None else {"label": _labels(a.label, a.n, model)[ids]}
+    if a.label is None and (turns := _by_turns(model, a.n)):
+        print(f"a conditional run, which does nothing without a label: the {_classes_of(model)} classes by turns (--label chooses)")
+        cond = {"label": turns["label"][ids]}
     start = time.perf_counter()
     with count_evaluations(model) as calls:
         x = sample(
@@ -269,13 +289,16 @@ def _grid_of(name: str) -> Any:
 def run_tune(a: Any) -> None:
     budgets = _integers(a.nfe, "nfe")
     model = _load(a)
-    if _classes_of(model):
+    cond: dict[str, Any] = _by_turns(model, tuning.default_paths(model) if a.paths is None else a.paths)
+    if cond:
+        print("the recipe is made on all classes by turns")
+    elif _classes_of(model):
         print("the recipe is for samples without a label; with one it works too, but was not made for it")
     out = Path(a.run) if a.out is None else Path(a.out)
     rows = []
     for nfe in budgets:
         recipe = tuning.tune(
-            model, nfe, t_end=a.t_end, paths=a.paths, iterations=a.iterations, seed=a.seed, out=out, progress=a.progress
+            model, nfe, t_end=a.t_end, paths=a.paths, iterations=a.iterations, seed=a.seed, out=out, progress=a.progress, **cond
         )
         r = recipe.report
         figures = (r["median_error"], r["built_in_median_error"], r["rms_error"], r["built_in_rms_error"])
@@ -330,6 +353,13 @@ def _load(a: Any, data: dataset.Data | None = None) -> ScoreModel:
 def _classes_of(model: ScoreModel) -> int | None:
     """The number of classes that the model's network takes labels of."""
     return (made_with(model) or {}).get("classes")
+
+
+def _by_turns(model: ScoreModel, n: int) -> dict[str, Any]:
+    """Labels of n samples, all classes by turns, of a model that cannot do without; else none."""
+    if "label" not in model.conditions.required:
+        return {}
+    return {"label": torch.arange(n, device="cpu") % (_classes_of(model) or 1)}
 
 
 def _labels(text: str, n: int, model: ScoreModel) -> Tensor:

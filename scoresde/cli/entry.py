@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from scoresde.cli import classes
+from scoresde.cli import classes, runs
 from scoresde.cli.commands import run_bench, run_demo, run_nll, run_sample, run_train, run_tune
 from scoresde.cli.options import COMMANDS, OPTIONS, make_parser
 from scoresde.cli.shell import explain, for_shell, one_line, say, short_warnings, terminable
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:  # the reader of our output has gone, as in `scoresde nll ... | head -1`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the interpreter flushes it on its way out)
-        return 1
+        return 0
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -74,8 +74,12 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
 
     arguments = arguments or ["--help"]
     dotted: dict[str, dict[str, str]] = {}
+    typed, extends = arguments, False
     if arguments[0] in COMMANDS:
-        arguments, dotted = _split_dotted([_underscored(a) for a in arguments])
+        typed = [_underscored(a) for a in arguments]
+        if arguments[0] == "train":
+            typed, extends = runs.resumed(typed)
+        arguments, dotted = _split_dotted(typed)
     try:
         parsed = make_parser().parse_args(arguments)
     except ArgumentError as error:
@@ -87,6 +91,7 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
             raise ConfigError(f"--{kind}.{next(iter(given))}: `scoresde {parsed.command}` takes no --{kind}")
     a.progress = a.progress != "off"
     a.options = {kind: dotted.get(kind, {}) for kind in classes.KINDS}
+    a.typed, a.extends = typed, extends
     return parsed.command, a
 
 

@@ -58,6 +58,7 @@ EXAMPLES = {
     "train": """  scoresde train --data digits --minutes 10 --out run
   scoresde train --data fashion-mnist --sde VESDE --sde.sigma_max 20 --net UNet --net.width 48 --steps 20000 --out run
   scoresde train --data moons --net MLP --net.width 256 --steps 5000 --out moons
+  scoresde train --resume --out run --steps 30000          goes on with that run, to another end
   scoresde train --data digits --sde my_package.my_module:MySDE --sde.speed 2 --out run
   torchrun --nproc_per_node 2 -m scoresde.cli train --data digits --minutes 10 --out run""",
     "sample": """  scoresde sample run --solver Heun --steps 18 --n 64 --out samples.png
@@ -134,7 +135,7 @@ OPTIONS: dict[str, tuple[_Option, ...]] = {
         _option("--out", "where to save checkpoints, log.jsonl and loss.png", "FOLDER", required=True),
         _option("--minutes", f"how long to train ({MINUTES:g}, unless --steps is given)", "M", type=float),
         _option("--steps", "how many steps to train, instead", "N", type=int),
-        _flag("--resume", "go on from the last checkpoint in FOLDER, with the same options"),
+        _flag("--resume", "go on from the last checkpoint in FOLDER: alone with the options of the run; longer with --steps or --minutes"),
         _flag("--overwrite", "replace the run that FOLDER holds"),
         _option("--sde", "see below (%(default)s); its arguments as --sde.beta_max 15", "CLASS", default="VPSDE"),
         _option("--net", "see below (UNet for images, else MLP); its arguments as --net.width 48", "CLASS"),
@@ -151,11 +152,12 @@ OPTIONS: dict[str, tuple[_Option, ...]] = {
         _of(fit, "batch_size", "samples a step, over all processes", "N", type=int),
         _of(fit, "accumulate", "passes that a step is split into, to save memory", "N", type=int),
         _of(fit, "lr", "learning rate of Adam, the largest", "R", type=float),
+        _of(fit, "schedule", "of the learning rate after the warm-up: cosine, constant or inverse-sqrt", "S"),
         _option("--warmup", "steps over which the learning rate rises (by the number of steps)", "N", type=int),
         _of(fit, "clip", "largest norm of the gradient", "G", type=float),
         _of(fit, "ema", "decay of the average of the weights", "D", type=float),
         _of(fit, "checkpoint_every", "steps between checkpoints", "N", type=int),
-        _of(fit, "validate_every", "steps between validations on the test data", "N", type=int),
+        _of(fit, "validate_every", "steps between validations on the test data; 0: none", "N", type=int),
         _flag("--bf16", "run the network in bfloat16 where that is safe"),
         _SEED,
     ),

@@ -43,6 +43,14 @@ if TYPE_CHECKING:
     from scoresde.solvers.base import Solver
 
 
+SMALL = 32  # dimensions, up to which more paths and iterations cost little
+
+
+def default_paths(model: ScoreModel) -> int:
+    """Pilot paths, when not told how many."""
+    return 768 if math.prod(model.event_shape) <= SMALL else 128
+
+
 @checked
 def tune(
     model: ScoreModel,
@@ -84,12 +92,11 @@ def tune(
     check_model(model)
     cond = check_conditions(model.conditions, cond, tune, dtype=model.dtype)
     check_positive_int(nfe, "nfe")
-    small = math.prod(model.event_shape) <= 32
-    paths = (768 if small else 128) if paths is None else check_positive_int(paths, "paths")
+    paths = default_paths(model) if paths is None else check_positive_int(paths, "paths")
     if paths < 16:
         raise ConfigError(f"paths = {paths}, expected 16 or more: half of them are for the judge")
     if iterations is None:
-        iterations = 150 if small else max(30, 600 // nfe)
+        iterations = 150 if math.prod(model.event_shape) <= SMALL else max(30, 600 // nfe)
     check_calls(check_integer(iterations, "iterations", 0), "iterations")
     check_memory(8.0 * paths * math.prod(model.event_shape), f"paths = {paths} of shape {model.event_shape}")
     check_calls(nfe, "nfe")

@@ -61,7 +61,8 @@ SOLVERS += [sd.Restart(), sd.Picard(), sd.AdaptiveODE(), sd.AdaptiveSDE(), sd.To
 
 
 def frontier():
-    return sd.frontier(exact(), torch.randn(40, 2, dtype=torch.float64, device="cpu"), solvers=[sd.Heun()], nfe=[4], samples=20, paths=4, progress=False)
+    data = torch.linspace(-1, 1, 80, dtype=torch.float64, device="cpu").sin().view(40, 2)
+    return sd.frontier(exact(), data, solvers=[sd.Heun()], nfe=[4], samples=20, paths=4, progress=False)
 
 
 @pytest.mark.parametrize("path", sorted(p for p in PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -211,7 +211,6 @@ CASES = [
     (8, "levels", lambda b: sd.bits_per_dim(model(), X, T16), DTypeError, r"float32.*integers 0\.\.15"),
     (9, "[0, 255]", lambda b: sd.log_prob(model(transform=sd.Transform(256)), X + 255), ScaleError, r"255.*\[-1, 1\].*check_scale=False"),
     (9, "[0, 17]", lambda b: sd.log_prob(model(transform=T16), X - 17), ScaleError, r"-17.*\[-1, 1\].*check_scale=False"),
-    (10, "x_init", lambda b: sd.sample(model((2,)), x_init=torch.zeros(3, 2).double(), steps=1), DTypeError, r"float64.*float32"),
     (10, "log_prob", lambda b: sd.log_prob(model((2,)), torch.zeros(3, 2).double()), DTypeError, r"float64.*float32"),
     (10, "score", lambda b: model((2,)).score(torch.zeros(3, 2).double(), 0.5), DTypeError, r"float64.*float32"),
     (10, "fit", lambda b: sd.fit(model((2,)), torch.zeros(3, 2).double(), steps=1, progress=False), DTypeError, r"float64.*float32"),

@@ -188,7 +188,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "one width for all spectra",
         "solvers/untuned.py",
-        "1.5 * max(reference.spread**2 - NARROW**2, 0.0)",
+        "1.75 * max(reference.spread**2 - NARROW**2, 0.0)",
         "0.0 * max(reference.spread**2 - NARROW**2, 0.0)",
         ("solvers/test_auto.py::test_width_follows_spectrum_tails_and_order",),
     ),

@@ -210,7 +210,7 @@ class ReferenceSolver(Solver):
         width = given_width(model, reference, self.width)
         if calls is None:  # times of a user; what is left open is chosen when their number is known
             return dataclasses.replace(self, reference=reference, free=bool(self.free), width=width)
-        choice = choose(reference, calls, model.sde.levels([model.sde.t_max])[0], width)
+        choice = choose(reference, calls, model.sde.levels([model.sde.t_max])[0], width, self.order)
         own = {name: value for name, value in choice._asdict().items() if getattr(self, name) is None}
         return dataclasses.replace(self, reference=reference, **own)
 
@@ -218,7 +218,7 @@ class ReferenceSolver(Solver):
         """Equal steps in w, n + 1 times; with a free node the first step is twice as long."""
         free, reference = bool(self.free), self._reference()
         center = CENTER * reference.of_typical_sample().scale
-        times = grid.logistic(sde, n + free, start, end, center, choose(reference, n, None, self.width).width)
+        times = grid.logistic(sde, n + free, start, end, center, choose(reference, n, None, self.width, self.order).width)
         return torch.cat([times[:1], times[1 + free :]])
 
     def _reference(self) -> GaussianReference:
@@ -227,7 +227,7 @@ class ReferenceSolver(Solver):
         return self.reference
 
     def init(self, model: Answers, x: Tensor, times: list[Level]) -> Path:
-        free, choice = bool(self.free), choose(self._reference(), len(times) - 1, None, self.width)
+        free, choice = bool(self.free), choose(self._reference(), len(times) - 1, None, self.width, self.order)
         reference = self._reference().of_typical_sample()
         width, center = choice.width, CENTER * reference.scale
         w, nodes = [grid.clock(t.s, center, width) for t in times], list(times)

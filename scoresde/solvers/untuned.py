@@ -5,11 +5,11 @@ Known are the number of calls, the SDE, and of the data mean, covariance and tai
 *Width.* A direction of standard deviation sqrt(c) settles where s is about sqrt(c), so that data with a wide spectrum settle over a
 wide range of log s. With S the ``spread`` of the spectrum, T its ``tail`` and W the width of the order,
 
-.. math:: \mathrm{width} = \sqrt{(W^2 + \tfrac32 \max(S^2 - \tfrac14, 0))/T}
+.. math:: \mathrm{width} = \sqrt{(W^2 + \tfrac74 \max(S^2 - 0.65^2, 0))/T}
 
-S up to 1/2 is what a mixture of a few modes has, for which W alone is right; images and random fields have 1 and more. Under heavy tails
+S up to 0.65 is what mixtures of a few modes have, for which W alone is right; images and random fields have 1 and more. Under heavy tails
 samples settle at scales of their own, as far apart as T is small. A polynomial of higher order wants its nodes less crowded: W is 1 for
-the orders 2 to 4 and 1.3 for 5, with which errors of mixtures at 50 calls are half those of order 4 on its own best grid.
+the orders 2 to 4 and 1.4 for 5, with which errors of mixtures at 50 calls are 0.4 to 0.9 of those of order 4 on its own best grid.
 
 *Order.* The k that errs least on mixtures, manifolds, random fields and heavy tails at this number of calls. With too few calls a high
 order amplifies its own errors, the more the sharper the data are: k = 5 is for 45 calls and more, for wide spectra 80.
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 FAR = 10.0  # noise over data, from which on F = 0 is as good as a network call
 
-WIDTH = {2: 1.0, 3: 1.0, 4: 1.0, 5: 1.3}  # W of an order
+WIDTH = {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 1.4}  # W of an order
 
-NARROW, WIDE = 0.5, 0.8  # spreads: up to which W alone is right; from which on order 5 waits for 80 calls
+NARROW, WIDE = 0.65, 0.8  # spreads: up to which W alone is right; from which on order 5 waits for 80 calls
 
 NETWORK_WIDTH = 2.0
 
@@ -66,19 +66,22 @@ def width_of(model: Answers, reference: GaussianReference, calls: int) -> float:
     return choose(reference, calls, None, given_width(model, reference, None)).width
 
 
-def choose(reference: GaussianReference, calls: int, first: Level | None, width: float | None = None) -> Choice:
+def choose(
+    reference: GaussianReference, calls: int, first: Level | None, width: float | None = None, order: int | None = None
+) -> Choice:
     """What suits a reference and a number of calls.
 
     Args:
         first: the level of the first time; None for times that a user gave, which have no free node.
-        width: as given; None: the reference's, or that of the formula above.
+        width, order: as given; None: the reference's width, or by the rules above.
     """
     width = reference.width if width is None else width
-    order = 2 if calls <= 16 else 3 if calls < 30 else 4
-    if width is None and calls >= (45 if reference.spread < WIDE else 80):
-        order = 5
+    if order is None:
+        order = 2 if calls <= 16 else 3 if calls < 30 else 4
+        if width is None and calls >= (45 if reference.spread < WIDE else 80):
+            order = 5
     if width is None:
-        width = (WIDTH[order] ** 2 + 1.5 * max(reference.spread**2 - NARROW**2, 0.0)) ** 0.5 / reference.tail**0.5
+        width = (WIDTH[order] ** 2 + 1.75 * max(reference.spread**2 - NARROW**2, 0.0)) ** 0.5 / reference.tail**0.5
     return Choice(order, calls > 8, width, first is not None and _has_free_node(reference, calls, first))
 
 

@@ -122,19 +122,21 @@ def test_an_old_reference_reads_as_it_was():
 
 
 def test_width_follows_spectrum_tails_and_order():
-    """width^2 = (W^2 + 3/2 max(S^2 - 1/4, 0))/T, W = 1.3 for order 5 and 1 below."""
+    """width^2 = (W^2 + 7/4 max(S^2 - 0.65^2, 0))/T, W = 1.4 for order 5 and 1 below."""
     compact = sd.GaussianReference.of_moments(torch.zeros(2), torch.tensor([1.0, 2.0]))
-    assert [choose(compact, n, None).width for n in CALLS] == [1.0, 1.0, 1.0, 1.3]
+    assert [choose(compact, n, None).width for n in CALLS] == [1.0, 1.0, 1.0, 1.4]
     assert [choose(compact, n, None).order for n in (5, 16, 17, 29, 30, 44, 45)] == [2, 2, 3, 3, 4, 4, 5]
     wide = sd.GaussianReference.of_moments(torch.zeros(64), torch.arange(1, 65, dtype=torch.float64) ** -2.0)
     S = wide.spread
-    assert S > 0.5
-    assert choose(wide, 10, None).width == pytest.approx(math.sqrt(1 + 1.5 * (S**2 - 0.25)))
+    assert S > 0.7
+    assert choose(wide, 10, None).width == pytest.approx(math.sqrt(1 + 1.75 * (S**2 - 0.65**2)))
     heavy = sd.ExactModel(heavy_tails(), sd.VPSDE()).reference
     assert choose(heavy, 10, None).width == pytest.approx(heavy.tail**-0.5)
     fields = sd.ExactModel(random_fields(), sd.VPSDE()).reference
     assert [choose(fields, n, None).order for n in (50, 80)] == [4, 5]
     assert choose(fields, 50, None, 1.5)[:3] == (4, True, 1.5)  # a width that was given
+    assert choose(compact, 50, None, order=3)[:3] == (3, True, 1.0)  # an order that was given, whose width is its own
+    assert sd.ReferenceSolver(order=3).bind(sd.ExactModel(two_modes(), sd.VPSDE()), 50).width == 1.0
 
 
 def test_the_free_node_is_for_few_calls_and_good_moments():

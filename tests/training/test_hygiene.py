@@ -49,7 +49,7 @@ def test_said(data, sde, said):
         fit(data, sde, batch_size=32 if len(data) >= 32 else 1)
 
 
-@pytest.mark.parametrize("data", [NORMAL, 0.5 * NORMAL, 3 + NORMAL, NORMAL * torch.tensor([1.0, 0.0]), MOONS, LEVELS, Items(NORMAL)], ids=str)
+@pytest.mark.parametrize("data", [NORMAL, 0.5 * NORMAL, 3 + NORMAL, NORMAL * torch.tensor([1.0, 0.0]), MOONS, LEVELS, Items(NORMAL)], ids=["normal", "half", "shifted", "flat", "moons", "levels", "items"])
 def test_not_said(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -196,7 +196,7 @@ class ReferenceSolver(Solver):
 
     @property
     def accuracy(self) -> float:
-        """k + 1 with the corrector, k without; for many steps, where they are not given."""
+        """k + 1 with the corrector, k without; of k = 4 where it is not given, the least that many steps are taken with."""
         return (self.order or 4) + (self.corrector is not False)
 
     def bind(self, model: Answers, calls: int | None) -> ReferenceSolver:

@@ -26,7 +26,7 @@ from scoresde.core.encoding import without_nan
 from scoresde.core.noise import seeded
 from scoresde.data import catalog, dataset
 from scoresde.data.augment import named
-from scoresde.errors import ConfigError
+from scoresde.errors import ConfigError, ShapeError
 from scoresde.evaluation.features import fit_features
 from scoresde.evaluation.frontier.compare import SOLVERS, frontier
 from scoresde.evaluation.frontier.rows import format_table
@@ -37,6 +37,7 @@ from scoresde.models.counting import count_evaluations
 from scoresde.models.network import NetworkModel, made_with
 from scoresde.models.reference import GaussianReference
 from scoresde.plot import curves, pictures
+from scoresde.plot.kinds import most_drawn
 from scoresde.sampling import tuning
 from scoresde.sampling.sampler import sample
 from scoresde.training import fitting
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
 
 PICTURES, ARRAYS = (".png", ".pdf", ".svg"), (".npz", ".npy")
-
-MOST_PICTURED = 400  # images in one picture
 
 
 def run_demo(a: Any) -> None:
@@ -107,8 +106,10 @@ def run_sample(a: Any) -> None:
     solver = _solver_of(a.solver, a.options["solver"])
     model = _load(a)
     shape, transform = model.event_shape, model.transform
-    if path.suffix in PICTURES and not (shape == (2,) or len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
-        raise ConfigError(f"--out {a.out}: samples of shape {shape} cannot be drawn; write arrays, --out {path.stem}.npz")
+    try:
+        pictured = most_drawn(shape) if path.suffix in PICTURES else a.n
+    except ShapeError as error:
+        raise ConfigError(f"--out {a.out}: {error}; or write arrays, --out {path.stem}.npz") from None
     ids = torch.arange(check_positive_int(a.n, "n"))[rank::world]
     cond: dict[str, Any] = {} if a.label is None else {"label": _labels(a.label, a.n, model)[ids]}
     start = time.perf_counter()
@@ -129,7 +130,7 @@ def run_sample(a: Any) -> None:
     seconds = time.perf_counter() - start
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in PICTURES:
-        pictures.samples(x if x.ndim == 2 else x[:MOST_PICTURED], transform, path=path)
+        pictures.samples(x[:pictured], transform, path=path, labels=cond["label"][:pictured] if cond else None)
     elif path.suffix == ".npy":
         np.save(path, x.numpy())
     else:
@@ -137,7 +138,7 @@ def run_sample(a: Any) -> None:
         if transform is not None:
             arrays["levels"] = transform.quantize(x).numpy().astype(np.uint8 if transform.levels <= 256 else np.int64)
         np.savez(path, **arrays)
-    some = f" (the first {MOST_PICTURED} of them)" if path.suffix in PICTURES and x.ndim > 2 and len(x) > MOST_PICTURED else ""
+    some = f" (the first {pictured} of them)" if len(x) > pictured else ""
     nfe = calls.forward / -(-len(x) // (a.batch_size or default_batch_size(shape)))
     print(f"{path}{some}: {len(x)} samples by {solver}, {nfe:.4g} network calls each, {seconds:.1f} s")
 
@@ -250,7 +251,7 @@ def run_bench(a: Any) -> None:
             raise ConfigError(f"{error}: --overwrite replaces it, --out FOLDER puts this one elsewhere") from error
         raise
     print(f"{result.table()}\n\n{demo.recommendations(result, budgets)}")
-    print(f"in {folder}: {', '.join(demo.write_bench(result, folder))}, and rows.jsonl, from which the same command goes on")
+    print(f"in {folder}: {', '.join(demo.write_bench(result, folder, data.name))}, and rows.jsonl, from which the same command goes on")
 
 
 def _solver_of(name: str, options: Mapping[str, str] = MappingProxyType({})) -> Any:

@@ -186,7 +186,7 @@ def trajectory(
     if kind == kinds.PLANE:
         return _point_trajectory(labels, both, path)
     if kind == kinds.VOLUMES:
-        both = [[x[:, :, x.shape[2] // 2] for x in column] for column in both]
+        both = [tuple(x[:, :, x.shape[2] // 2] for x in column) for column in both]
     elif kind != kinds.IMAGES:
         return _line_trajectory(labels, both, kind, rows, path)
     size = max(float(both[0][-1].square().mean().sqrt()), 1e-12)

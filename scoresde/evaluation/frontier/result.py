@@ -201,7 +201,8 @@ class Frontier:
 
     def plot(self, path: PathLike | None = None, metric: str | None = None, *, data: str = "") -> Figure:
         """A metric against network calls: one line a solver and grid with a band of its interval, the Pareto front, the noise floor,
-        and for sliced Wasserstein distances the parts of the error; see ``scoresde.plot.frontier``. None: ``Frontier.metric``. data: name of the data, for the title."""
+        and for sliced Wasserstein distances the parts of the error; see ``scoresde.plot.frontier``. None: ``Frontier.metric``.
+        The title begins with ``data``, the name of the data."""
         metric = self.metric if metric is None else self._check_metric(metric)
         grids = {(r.label, r.grid) for r in self.rows}
         several = {label for label, _ in grids if len([g for name, g in grids if name == label]) > 1}

@@ -452,6 +452,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("plot/test_curves.py::test_frontier_bands_front_levels_and_colours",),
     ),
     Mutation(
+        "channels that are last are taken for rows",
+        "data/dataset.py",
+        "    if len(shape) not in (3, 4) or shape[-1] not in (1, 3, 4) or min(shape[:-1]) < 8:",
+        "    if len(shape) != 3 or shape[-1] not in (1, 4) or min(shape[:-1]) < 8:",
+        ("plot/test_pictures.py::test_channels_that_are_last",),
+    ),
+    Mutation(
+        "rows of labels in the order of their letters",
+        "plot/kinds.py",
+        "return not number, float(label) if number else 0.0, label",
+        "return True, 0.0, label",
+        ("plot/test_pictures.py::test_images_stand_in_rows_of_their_labels",),
+    ),
+    Mutation(
+        "step 0 falls off the axis",
+        "plot/curves.py",
+        'ax.set_xscale("symlog", linthresh=first, linscale=0.4)',
+        'ax.set_xscale("log")',
+        ("plot/test_curves.py::test_step_0_unit_and_data_are_shown",),
+    ),
+    Mutation(
         "arrows of the velocity where the score is asked for",
         "plot/fields.py",
         "getattr(model, field)(points, s)",

@@ -27,7 +27,7 @@ from scoresde.core.encoding import without_nan
 from scoresde.core.noise import seeded
 from scoresde.data import catalog, dataset
 from scoresde.data.augment import named
-from scoresde.errors import ConfigError
+from scoresde.errors import ConfigError, ShapeError
 from scoresde.evaluation.features import fit_features
 from scoresde.evaluation.frontier.compare import SOLVERS, frontier
 from scoresde.evaluation.frontier.rows import format_table
@@ -38,17 +38,17 @@ from scoresde.models.counting import count_evaluations
 from scoresde.models.network import NetworkModel, made_with
 from scoresde.models.reference import GaussianReference
 from scoresde.plot import curves, pictures
+from scoresde.plot.kinds import most_drawn
 from scoresde.sampling import tuning
 from scoresde.sampling.sampler import sample
 from scoresde.training import fitting
+from scoresde.training.fitting import fit
 from scoresde.training.options import Options
 
 if TYPE_CHECKING:
     from scoresde.models.base import ScoreModel
 
 PICTURES, ARRAYS = (".png", ".pdf", ".svg"), (".npz", ".npy")
-
-MOST_PICTURED = 400  # images in one picture
 
 
 def run_demo(a: Any) -> None:
@@ -62,7 +62,7 @@ def run_train(a: Any) -> None:
     given = {name: a[name] for name in names if a[name] is not None}
     given["validate_every"] = given.get("validate_every") or None  # 0: none
     _check_early(a, given)
-    data = catalog.load(a.data)
+    data = catalog.load(_data_of(a))
     if a.conditional and data.classes is None:
         raise ConfigError(f"--conditional, but {a.data} has no labels: leave it out")
     sde = classes_module.make("sde", a.sde, a.options["sde"])
@@ -79,7 +79,14 @@ def run_train(a: Any) -> None:
     first = os.environ.get("RANK", "0") == "0"
     if first:
         print(f"{data}\n{type(net).__name__} with {size:,} parameters, {sde}, parameterization {a.parameterization}", flush=True)
-        runs.keep(a.typed, a.out)
+    started: list[str] = []
+
+    def keep_once(step: int, line: dict[str, Any]) -> None:
+        """When the run has begun: what a command that is refused asked for is not the run's."""
+        if not started:
+            runs.keep(a.typed, a.out)
+            started.append(a.out)
+
     history = fitting.fit(
         model,
         data,
@@ -93,6 +100,7 @@ def run_train(a: Any) -> None:
         augment=augment,
         bf16=a.bf16,
         progress=a.progress,
+        callback=keep_once,
         **given,
     )
     if first:
@@ -101,11 +109,19 @@ def run_train(a: Any) -> None:
         print("\n".join(f"  {command}" for command in runs.next_commands(a, data)))
 
 
+def _data_of(a: Any) -> str:
+    """--data, which only a run that goes on has from elsewhere. Raises ConfigError."""
+    if a.data is None:
+        known = "; --resume finds no command.json of a run in --out" if a.get("resume") else ""
+        raise ConfigError(f"--data is required: {', '.join(catalog.NAMES)}, a folder with idx files, or a .npz file{known}")
+    return str(a.data)
+
+
 def _check_early(a: Any, given: Mapping[str, Any]) -> None:
     """Raises ConfigError for options that make no sense, before data are read and a network is made."""
-    defaults = {p.name: p.default for p in inspect.signature(fitting.fit).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    for name in ("conditional", "callback", "progress"):
-        del defaults[name]
+    apart = ("conditional", "callback", "progress")
+    parameters = [p for p in inspect.signature(fit).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in apart]
+    defaults = {p.name: p.default for p in parameters}
     minutes = MINUTES if a.minutes is None and a.steps is None else a.minutes
     fixed = {name: a[name] for name in ("steps", "seed", "out", "resume", "overwrite", "bf16")}
     Options.complete(**defaults | fixed | {"minutes": minutes} | dict(given))
@@ -124,8 +140,10 @@ def run_sample(a: Any) -> None:
     solver = _solver_of(a.solver, a.options["solver"])
     model = _load(a)
     shape, transform = model.event_shape, model.transform
-    if path.suffix in PICTURES and not (shape == (2,) or len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
-        raise ConfigError(f"--out {a.out}: samples of shape {shape} cannot be drawn; write arrays, --out {path.stem}.npz")
+    try:
+        pictured = most_drawn(shape) if path.suffix in PICTURES else a.n
+    except ShapeError as error:
+        raise ConfigError(f"--out {a.out}: {error}; or write arrays, --out {path.stem}.npz") from None
     ids = torch.arange(check_positive_int(a.n, "n"), device="cpu")[rank::world]
     cond: dict[str, Any] = {} if a.label is None else {"label": _labels(a.label, a.n, model)[ids]}
     if a.label is None and (turns := _by_turns(model, a.n)):
@@ -149,7 +167,7 @@ def run_sample(a: Any) -> None:
     seconds = time.perf_counter() - start
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in PICTURES:
-        pictures.samples(x if x.ndim == 2 else x[:MOST_PICTURED], transform, path=path)
+        pictures.samples(x[:pictured], transform, path=path, labels=cond["label"][:pictured] if cond else None)
     elif path.suffix == ".npy":
         np.save(path, x.numpy())
     else:
@@ -157,7 +175,7 @@ def run_sample(a: Any) -> None:
         if transform is not None:
             arrays["levels"] = transform.quantize(x).numpy().astype(np.uint8 if transform.levels <= 256 else np.int64)
         np.savez(path, **arrays)
-    some = f" (the first {MOST_PICTURED} of them)" if path.suffix in PICTURES and x.ndim > 2 and len(x) > MOST_PICTURED else ""
+    some = f" (the first {pictured} of them)" if len(x) > pictured else ""
     nfe = calls.forward / -(-len(x) // (a.batch_size or default_batch_size(shape)))
     print(f"{path}{some}: {len(x)} samples by {solver}, {nfe:.4g} network calls each, {seconds:.1f} s")
 
@@ -168,7 +186,7 @@ def run_nll(a: Any) -> None:
     solver = None  # the best for the model
     if a.solver != "auto" or given or a.options["solver"]:
         solver = classes_module.make("solver", "TorchDiffEq" if a.solver == "auto" else a.solver, {**given, **a.options["solver"]})
-    data = catalog.load(a.data)
+    data = catalog.load(_data_of(a))
     first = os.environ.get("RANK", "0") == "0"
     if a.device == "auto" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         a.device = f"cuda:{os.environ['LOCAL_RANK']}"  # under torchrun, of which each process takes its share of the samples
@@ -228,8 +246,9 @@ def run_nll(a: Any) -> None:
 def run_bench(a: Any) -> None:
     budgets = _integers(a.nfe, "nfe")
     solvers = list(SOLVERS) if a.solvers is None else [_solver_of(name.strip()) for name in a.solvers.split(",")]
+    name_of_data = _data_of(a)
     spaced = None if a.grids is None else {name.strip(): _grid_of(name.strip()) for name in a.grids.split(",")}
-    data = catalog.load(a.data)
+    data = catalog.load(name_of_data)
     model = _load(a, data)
     if not len(data.test):
         raise ConfigError(f"{a.data} has no test samples to compare with")
@@ -270,7 +289,7 @@ def run_bench(a: Any) -> None:
             raise ConfigError(f"{error}: --overwrite replaces it, --out FOLDER puts this one elsewhere") from error
         raise
     print(f"{result.table()}\n\n{demo.recommendations(result, budgets)}")
-    print(f"in {folder}: {', '.join(demo.write_bench(result, folder))}, and rows.jsonl, from which the same command goes on")
+    print(f"in {folder}: {', '.join(demo.write_bench(result, folder, data.name))}, and rows.jsonl, from which the same command goes on")
 
 
 def _solver_of(name: str, options: Mapping[str, str] = MappingProxyType({})) -> Any:

@@ -29,7 +29,6 @@ from scoresde.solvers.corrector import Langevin, PredictorCorrector
 from scoresde.solvers.foreign import TorchDiffEq
 from scoresde.solvers.multistep import UniPC
 from scoresde.solvers.one_step import DDIM, Ancestral, EulerMaruyama, ReverseDiffusion
-from scoresde.solvers.reference import ReferenceSolver
 from scoresde.solvers.runge_kutta import Heun
 from scoresde.training.fitting import fit
 
@@ -40,8 +39,8 @@ if TYPE_CHECKING:
 
 NFE = (5, 10, 20, 50, 100)
 
-SOLVERS: tuple[Solver, ...] = (
-    ReferenceSolver(),  # what `sample` takes unless it is told otherwise
+SOLVERS: tuple[Solver | str, ...] = (
+    "auto",  # what `sample` takes unless it is told otherwise
     DDIM(),
     Heun(),
     UniPC(),
@@ -105,7 +104,7 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
         x = sample(model, default_batch_size(model.event_shape), seed=seed, progress=progress)
     panels = {"real test images": digits.test[: len(x)], f"samples, {drawn.forward} network calls each": x}
     pictures.samples(panels, transform, 8, out / "samples.png")
-    pictures.trajectory(trajectory(model, 4, solver=Heun(), steps=18, seed=seed), out / "trajectory.png", transform=transform)
+    pictures.trajectory(trajectory(model, 4, seed=seed), out / "trajectory.png", transform=transform)
     _say(f"  {out / 'samples.png'}, {out / 'trajectory.png'}")
 
     _say(f"[3/4] measuring bits per dimension of {BITS_SAMPLES} test images")
@@ -118,7 +117,7 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
     n = plan(_seconds_per_call(model), end - time.perf_counter(), default_batch_size(model.event_shape), len(digits.test))
     _say(f"[4/4] comparing {len(SOLVERS)} solvers by {n} samples each with {len(digits.test)} test images")
     result = _compare(model, digits, n, end + 60 * minutes * LATE, out / "rows.jsonl", seed, progress)
-    write_bench(result, out)
+    write_bench(result, out, digits.name)
 
     header = ("SDE", "solver", "steps", "NFE", "seconds", "quality", "bits/dim")
     rows = []
@@ -154,7 +153,7 @@ def demo(out: Path, *, minutes: float, seed: int, overwrite: bool, progress: boo
         print(f"  {name:<44} {what}")
     print(f"""
 Try next:
-  scoresde sample {out / 'run'} --solver DDIM --steps 50 --out more.png
+  scoresde sample {out / 'run'} --n 100 --out more.png       as above, by the default solver
   scoresde nll {out / 'run'} --data digits              all test images, with an error budget
   scoresde train --data digits --minutes 10 --out run   a better model
   scoresde --help""")
@@ -191,18 +190,18 @@ def _compare(model: NetworkModel, digits: Data, n: int, latest: float, out: Path
 
 def calls_of(budgets: Sequence[int]) -> int:
     """Network calls that all solvers take for one batch at these budgets, about."""
-    return sum(sum(budgets) if solver.default_steps > 1 else ADAPTIVE for solver in SOLVERS)
+    return sum(ADAPTIVE if isinstance(solver, TorchDiffEq) else sum(budgets) for solver in SOLVERS)
 
 
-def write_bench(result: Frontier, folder: Path) -> list[str]:
-    """Writes a comparison as pictures and as tables; returns the names of the files."""
+def write_bench(result: Frontier, folder: Path, data: str) -> list[str]:
+    """Writes a comparison as pictures, whose titles name the data, and as tables; returns the names of the files."""
     result.to_csv(folder / "steps_vs_quality.csv")
     result.to_json(folder / "steps_vs_quality.json")
     names = [f"steps_vs_quality.{kind}" for kind in ("png", "csv", "json")]
     if any(not row.message for row in result.rows):
-        result.plot(folder / names[0], "sliced_wasserstein")
+        result.plot(folder / names[0], "sliced_wasserstein", data=data)
     if "median" in result.metrics:
-        result.plot(folder / "steps_vs_error.png", "median")
+        result.plot(folder / "steps_vs_error.png", "median", data=data)
         names.insert(1, "steps_vs_error.png")
     return names
 

@@ -102,7 +102,7 @@ def _of(function: Callable[..., Any], name: str, about: str, metavar: str, **set
 
 _RUN = _option("run", "folder of a trained model: what `scoresde train --out` was given")
 
-_DATA = _option("--data", f"{', '.join(NAMES)}; or a folder with idx files (MNIST); or a .npz file", "DATA", required=True)
+_DATA = _option("--data", f"{', '.join(NAMES)}; or a folder with idx files (MNIST); or a .npz file", "DATA")
 
 _SEED = _option("--seed", "of everything random", "N", type=int, default=0)
 
@@ -157,7 +157,7 @@ OPTIONS: dict[str, tuple[_Option, ...]] = {
         _of(fit, "clip", "largest norm of the gradient", "G", type=float),
         _of(fit, "ema", "decay of the average of the weights", "D", type=float),
         _of(fit, "checkpoint_every", "steps between checkpoints", "N", type=int),
-        _of(fit, "validate_every", "steps between validations on the test data; 0: none", "N", type=int),
+        _of(fit, "validate_every", "0 for none, or steps between validations on the test data", "N", type=int),
         _flag("--bf16", "run the network in bfloat16 where that is safe"),
         _SEED,
     ),

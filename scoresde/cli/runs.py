@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoresde.core import encoding, files
-from scoresde.errors import CheckpointCorrupt, ConfigError
+from scoresde.errors import CheckpointCorrupt, ConfigError, ShapeError
+from scoresde.plot.kinds import most_drawn
 
 if TYPE_CHECKING:
     from scoresde.data.dataset import Data
@@ -86,8 +87,10 @@ def next_commands(a: Any, data: Data) -> list[str]:
             own += [f"--{kind}", name]
             for option, value in a.options[kind].items():
                 own += [f"--{kind}.{option}", value]
-    shape = data.event_shape
-    drawn = shape == (2,) or len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+    try:
+        drawn = most_drawn(data.event_shape) > 0
+    except ShapeError:
+        drawn = False
     commands = [["sample", a.out, "--n", "64", "--out", "samples.png" if drawn else "samples.npz", *own]]
     commands += [["nll", a.out, "--data", a.data, *([] if len(data.test) else ["--split", "train"]), *own]]
     if len(data.test):

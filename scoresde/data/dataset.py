@@ -35,7 +35,8 @@ class Data:
         target: the exact density that the samples come from, where there is one.
 
     Raises:
-        ShapeError: an empty training set, event shapes that differ, labels that are not one a sample.
+        ShapeError: an empty training set, event shapes that differ, labels that are not one a sample, images of levels whose
+            channels are last, (N, H, W, 1 | 3 | 4).
         DTypeError: integers without a transform, floats with one, labels that are not integers.
         NonFiniteError: NaN or infinity, with their count and first index.
         DataError: levels outside 0..levels-1, negative labels.
@@ -96,6 +97,9 @@ def _check_samples(x: Tensor, transform: Transform | None, name: str) -> None:
         raise DTypeError(f"{name} is of {got}, but a transform is for integer levels: give floats no transform")
     if x.ndim < 2 or not len(x):
         raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected a non-empty batch (N, *event)")
+    moved = channels_last(tuple(x.shape[1:]))
+    if moved:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}, but channels come first: {moved}")
     low, high = int(x.min()), int(x.max())
     if low < 0 or high >= transform.levels:
         bad = ((x < 0) | (x >= transform.levels)).nonzero()
@@ -103,6 +107,16 @@ def _check_samples(x: Tensor, transform: Transform | None, name: str) -> None:
             f"{name} holds levels from {low} to {high}, expected 0..{transform.levels - 1}: {len(bad)} are outside, "
             f"the first at index {tuple(bad[0].tolist())}; give the right number of levels"
         )
+
+
+def channels_last(shape: tuple[int, ...]) -> str:
+    """The call that brings channels to the front where samples of a shape are images or volumes with channels last, else "".
+
+    They are taken for such if the last of three or four axes is 1, 3 or 4 long and the others at least 8.
+    """
+    if len(shape) not in (3, 4) or shape[-1] not in (1, 3, 4) or min(shape[:-1]) < 8:
+        return ""
+    return f"x.permute({', '.join(map(str, (0, len(shape), *range(1, len(shape)))))})"
 
 
 def _check_labels(labels: Tensor | None, n: int, name: str) -> None:

@@ -105,7 +105,7 @@ class Scaled:
     >>> import scoresde as sd
     >>> wide = sd.parameterization.Scaled("v", sigma_data=5.0)
     >>> wide(0.6, 0.8)[2]  # c_in = 1/sqrt(0.6^2 5^2 + 0.8^2)
-    0.3221...
+    0.3220...
     """
 
     of: str = "v"

@@ -17,6 +17,7 @@ from scoresde.plot import figures
 from scoresde.plot.figures import COLORS, MARKERS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from scoresde.plot.figures import PathLike
@@ -67,6 +68,7 @@ def frontier(
     every = [p for line in lines.values() for p in line]
     left, right = min(p[0] for p in every), max(p[0] for p in every)
     lowest, top = min(p[1] for p in every), max(p[1] for p in every)
+    above = 0.0
     drawn: list[tuple[Any, str]] = []  # entries of the legend
     shade = min(0.16, 0.9 / len(lines))  # many bands that lie on each other must not hide the lines
     styles = _styles(lines)
@@ -82,7 +84,7 @@ def frontier(
             ax.fill_between([p[0] for p in band], low, high, color=color, alpha=shade, linewidth=0, zorder=2)
         elif band:
             ax.vlines(band[0][0], low, high, color=color, alpha=0.4, linewidth=2.5, zorder=2)
-    if not share and len(lines) > 1:
+    if not share and len(lines) > 1 and right > left:  # at one number of calls the best is a point
         best: list[tuple[float, ...]] = []
         for p in sorted(every):
             if not best or p[1] < best[-1][1]:
@@ -96,6 +98,8 @@ def frontier(
         middle = ax.axhline(mean, color="#777777", linewidth=0.8, linestyle="--", zorder=1)
         drawn.append((middle, "real samples" if share else "noise floor (real samples)"))
         lowest = min(lowest, mean)
+        if not share:  # white is left on both sides of the band, or the panel would be gray where all points lie within
+            lowest, above = min(lowest, max(mean - 2 * std, mean / 3)), mean + 2 * std
     # only what is seen among the lines: a level far below would squeeze them
     shown = {label: v for label, v in (levels or {}).items() if lowest / 5 < v < top}
     for (label, value), dash in zip(shown.items(), itertools.cycle(DOTS)):
@@ -109,7 +113,7 @@ def frontier(
     ax.spines[["top", "right"]].set_visible(False)
     # of the points, not of their bands; a solver that fails at few steps must not squeeze all others: its line leaves at the top
     medium = sorted(p[1] for p in every)[int(0.75 * (len(every) - 1))]
-    lowest, top = min([lowest, *shown.values()]), min(top, 60 * medium)
+    lowest, top = min([lowest, *shown.values()]), max(min(top, 60 * medium), above)
     room = 1.0 if share else max((top / lowest) ** 0.07, 1.15)
     ax.set_ylim(*((0.0, 1.04) if share else (lowest / room, top * room)))
     figures.plain_ticks(ax)
@@ -139,19 +143,25 @@ class Logged(Protocol):
     loss: list[float]
     validation_steps: list[int]
     validation: list[float]
+    weighting: str
+    data: str
 
 
 @checked
-def loss(history: Any, path: PathLike | None = None) -> Figure:
-    """Training and validation loss against the step, on logarithmic axes.
+def loss(history: Any, path: PathLike | None = None, *, title: str | None = None) -> Figure:
+    """Training and validation loss against the step, on logarithmic axes; step 0, before training, at the left where there is one.
+
+    Losses are in nats per dimension for the likelihood weighting, which is the default of ``fit``; other weightings have no unit.
 
     Args:
         history: the ``History`` that ``fit`` returned, the ``log.jsonl`` that it wrote, or the folder that it is in.
         path: file to write.
+        title: text above; None: the name of the data, where the history knows it.
 
     Raises:
         DataError: no such file, a line that is not JSON, or no losses in it.
     """
+    unit, name = "nats/dim with the likelihood weighting", ""  # a log does not say more
     if isinstance(history, (str, os.PathLike)):
         training, validation = figures.read_log(Path(history))
     elif not isinstance(history, Logged):
@@ -159,12 +169,14 @@ def loss(history: Any, path: PathLike | None = None) -> Figure:
     else:
         training = list(zip(history.steps, history.loss, strict=True))
         validation = list(zip(history.validation_steps, history.validation, strict=True))
+        name = history.data
+        if history.weighting:
+            unit = "nats/dim, likelihood weighting" if history.weighting == "likelihood" else f"weighting {history.weighting}"
     if not training and not validation:
         raise DataError("the history holds no losses: was `log_every` larger than the number of steps?")
     figure, axes = figures.panels(1, 1, 4.2, 1.5)
     ax = axes[0][0]
     for rows, label, color, marker in ((training, "training", COLORS[0], "o"), (validation, "validation", COLORS[1], "s")):
-        rows = [(step, value) for step, value in rows if step > 0 and value > 0]  # what logarithmic axes can show
         if not rows:
             continue
         step, value = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
@@ -177,12 +189,28 @@ def loss(history: Any, path: PathLike | None = None) -> Figure:
             ax.plot(step, (total[last] - total[first]) / (last - first), color=color, linewidth=2)
         label += f", last {value[-1]:.4g}" + (" (thick: running mean)" if many else "")
         ax.plot([], [], color=color, marker=marker, markersize=4, label=label)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    _step_axis(ax, [step for step, _ in training + validation])
+    ax.set_yscale("log" if min(value for _, value in training + validation) > 0 else "linear")
     ax.set_xlabel("training step")
-    ax.set_ylabel("denoising loss (per dimension, weighted over time)")
+    ax.set_ylabel(f"denoising loss ({unit})")
+    ax.set_title(name if title is None else title, fontsize=11)
     figures.plain_ticks(ax)
     ax.grid(True, which="both", color="#ececec", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     return figures.save(figure, path)
+
+
+def _step_axis(ax: Axes, steps: Sequence[int]) -> None:
+    """Steps on a logarithmic axis; with a step 0 among them the axis is even from there to the first other one."""
+    after = [step for step in steps if step > 0]
+    if not after or min(steps) > 0:
+        ax.set_xscale("log" if after else "linear")
+        return
+    first, last = min(after), max(after)
+    ax.set_xscale("symlog", linthresh=first, linscale=0.4)
+    ticks = [k * 10**e for e in range(10) for k in ((1,) if last / first > 300 else (1, 2, 5)) if first <= k * 10**e <= last]
+    near = [tick for tick in ticks if tick > 1.3 * first]  # room for the number of the first
+    ax.set_xticks([0, first, *near], [f"{tick:g}" for tick in (0, first, *near)])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(-0.15 * first, 1.15 * last)

@@ -72,15 +72,6 @@ def save(figure: Figure, path: PathLike | None) -> Figure:
     return figure
 
 
-def is_points(x: Any) -> bool:
-    if not isinstance(x, Tensor) or x.ndim < 2 or not len(x):
-        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ShapeError(f"x is of {got}, expected images (N, C, H, W) or points (N, 2), N >= 1")
-    if x.ndim == 2 and x.shape[1] != 2:
-        raise ShapeError(f"x has shape {tuple(x.shape)}: vectors can be drawn in two dimensions only; pick two, x[:, :2]")
-    return x.ndim == 2
-
-
 def to_images(x: Tensor, transform: Transform | None, low: float | None = None, high: float | None = None) -> np.ndarray:
     """Images (N, C, H, W) or (N, H, W) as (N, H, W) or (N, H, W, 3) in [0, 1]: from ``low`` to ``high``, or of their own range.
 
@@ -112,8 +103,8 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
     return out
 
 
-def scatter(ax: Axes, v: np.ndarray, limits: tuple[float, ...], title: str) -> None:
-    ax.scatter(v[:, 0], v[:, 1], s=float(np.clip(4000 / len(v), 0.6, 14)), color=COLORS[0], alpha=0.5, edgecolors="none")
+def scatter(ax: Axes, v: np.ndarray, limits: tuple[float, ...], title: str, color: str = COLORS[0], label: str = "") -> None:
+    ax.scatter(v[:, 0], v[:, 1], s=float(np.clip(4000 / len(v), 0.6, 14)), color=color, alpha=0.5, edgecolors="none", label=label)
     set_axes(ax, limits, title)
 
 

@@ -68,7 +68,7 @@ def fit(
     resume: bool | Literal["extend"] = False,
     overwrite: bool = False,
     checkpoint_every: int = 1000,
-    log_every: int = 50,
+    log_every: int | None = None,
     validate_every: int | None = 500,
     callback: Callable[..., Any] | None = None,
     progress: bool = True,
@@ -122,6 +122,7 @@ def fit(
             learning rate is that of a run that had been planned so from the start.
         overwrite: remove checkpoints of another run from ``out``.
         checkpoint_every, log_every, validate_every: steps between checkpoints, lines of the log and validations (None: none).
+            log_every = None: lines after steps 1, 2, 5, 10 and 20, every 50, and the last one.
         callback: called in the main process with (step, line of the log); one that takes three arguments with (step, line, model),
             the model with its averaged weights, in evaluation mode: to draw samples, for instance.
         progress: show a bar with the loss, the learning rate and the time left.
@@ -207,6 +208,8 @@ def fit(
         history = History()
         if root is not None:
             history = start_run(trainer, root, resume, overwrite, main)
+        name = data.name if isinstance(data, Data) and data.name != Data.name else ""
+        history = replace(history, weighting=weighting if isinstance(weighting, str) else "of one's own", data=name)
         log = Log(root if main else None, history, _told(callback, trainer) if main else None)
         stack.callback(trainer.finish)
         if trainer.extended and progress and main:

@@ -22,6 +22,7 @@ class History:
         lr: learning rate.
         grad_norm: norm of the gradient, before clipping.
         seconds: time in training so far.
+        weighting, data: names of the weighting that the losses have, and of the data; "" if they are not known.
         validation_steps, validation: the loss of the averaged weights on the test data, at fixed times and noise.
     """
 
@@ -32,6 +33,8 @@ class History:
     seconds: list[float] = field(default_factory=list)
     validation_steps: list[int] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
+    weighting: str = ""
+    data: str = ""
 
     def add(self, line: dict[str, Any]) -> None:
         """Adds a line of the log."""

@@ -70,7 +70,7 @@ class Between:
         if trainer.descent.steps is None and k >= (self.first + TIMED if trainer.extended else max(TIMED, self.first + 2 * SLOW)):
             trainer.descent.steps = trainer.team.of_the_first(k + self.steps_left(k))
         last = k == trainer.descent.steps
-        if k % options.log_every == 0 or last:
+        if options.logs(k) or last:
             note = self.record(k)
         if self.validates and (last or k % (options.validate_every or 1) == 0):
             self.validate()

@@ -60,7 +60,7 @@ class Options:
     resume: bool | str
     overwrite: bool
     checkpoint_every: int
-    log_every: int
+    log_every: int | None
     validate_every: int | None
     bf16: bool
     optimizer: MakesOptimizer | None = None
@@ -92,10 +92,11 @@ class Options:
         if (self.steps is None) == (self.minutes is None):
             raise ConfigError(f"steps = {self.steps} and minutes = {self.minutes}: give one of them")
         counts = ("batch_size", self.batch_size), ("accumulate", self.accumulate), ("checkpoint_every", self.checkpoint_every)
-        for name, count in (*counts, ("log_every", self.log_every)):
+        for name, count in counts:
             check_positive_int(count, name)
-        if self.validate_every is not None:
-            check_positive_int(self.validate_every, "validate_every")
+        for name, every in (("log_every", self.log_every), ("validate_every", self.validate_every)):
+            if every is not None:
+                check_positive_int(every, name)
         for name, flag in (("stratified", self.stratified), ("overwrite", self.overwrite), ("bf16", self.bf16)):
             check_flag(flag, name)
         if self.resume not in (True, False, "extend"):
@@ -136,6 +137,10 @@ class Options:
     def learning_rates(self) -> Schedule:
         """The learning rate of each step; ``minutes`` leaves the number of steps open."""
         return Schedule(self.lr, self.steps, self.warmup, self.hold, self.schedule)
+
+    def logs(self, k: int) -> bool:
+        """Whether a line of the log is due after step k: a short run has some too, and the first is of the weights as they were made."""
+        return k in (1, 2, 5, 10, 20) or k % 50 == 0 if self.log_every is None else k % self.log_every == 0
 
     def decisive(self) -> dict[str, Any]:
         """Those that decide about the weights, as a checkpoint's JSON: a run goes on with the same ones only. How the work is split up

@@ -36,7 +36,7 @@ def test_train_writes_a_run(runs, capsys):
 
 
 @pytest.fixture
-def caught(monkeypatch):
+def caught(monkeypatch, tmp_path):
     """The arguments that `fit` gets, in the place of training."""
     found = {}
 
@@ -46,6 +46,7 @@ def caught(monkeypatch):
         raise KeyboardInterrupt("that will do")
 
     monkeypatch.setattr(fitting, "fit", fit)
+    monkeypatch.chdir(tmp_path)
     return found
 
 
@@ -134,10 +135,21 @@ def test_labels(runs, run, tmp_path):
 
 def test_what_cannot_be_drawn_is_refused_first(run, tmp_path, capsys):
     """Before anything is drawn, which would find that t_end is wrong too."""
-    model = sd.NetworkModel(sd.nets.MLP(5, width=8, depth=1), sd.VPSDE(), (5,))
-    sd.save(model, tmp_path / "five")
-    assert run(f"sample {tmp_path}/five --out {tmp_path}/x.png --t_end 5") == 2
-    assert "--out x.npz" in capsys.readouterr().err
+    model = sd.NetworkModel(sd.nets.MLP((9, 8, 3), width=8, depth=1), sd.VPSDE(), (9, 8, 3))
+    sd.save(model, tmp_path / "last")
+    assert run(f"sample {tmp_path}/last --out {tmp_path}/x.png --t_end 5") == 2
+    error = capsys.readouterr().err
+    assert "--out x.npz" in error
+    assert "x.permute(0, 3, 1, 2)" in error
+
+
+def test_signals_are_drawn_on_a_page(run, tmp_path, capsys):
+    from matplotlib.image import imread
+
+    sd.save(sd.NetworkModel(sd.nets.MLP((1, 128), width=8, depth=1), sd.VPSDE(), (1, 128)), tmp_path / "signals")
+    assert run(f"sample {tmp_path}/signals --n 70 --steps 1 --out {tmp_path}/x.png") == 0
+    assert "x.png (the first 64 of them): 70 samples" in capsys.readouterr().out
+    assert max(imread(tmp_path / "x.png").shape) < 2500  # once a strip of 29,986 pixels
 
 
 def test_a_picture_has_the_grey_levels_of_the_data(runs, run, tmp_path):

@@ -42,7 +42,7 @@ def test_demo(tmp_path, capsys):
     assert "Try next" in text
     assert text.startswith((out / "table.txt").read_text())
     rows = [line for line in (out / "steps_vs_quality.csv").read_text().splitlines() if not line.startswith("#")]
-    fixed = sum(solver.default_steps > 1 for solver in demo.SOLVERS)
+    fixed = sum(not isinstance(solver, sd.TorchDiffEq) for solver in demo.SOLVERS)
     assert len(rows) == 1 + 2 * fixed + (len(demo.SOLVERS) - fixed)
     assert "up to 10 network calls only" in captured.err
     assert all(f"[{stage}/4]" in captured.err for stage in (1, 2, 3, 4))

@@ -18,7 +18,7 @@ torch.set_num_threads(1)
     [
         ("frobnicate", 2, "invalid choice: 'frobnicate'"),
         ("trian --data digits", 2, "did you mean 'train'"),
-        ("train", 2, "required: --data, --out"),
+        ("train", 2, "required: --out"),
         ("sample", 2, "required: run$"),
         ("train --data digist --out x", 2, "did you mean 'digits'"),
         ("train --data digits --out x --steps 0", 2, "steps = 0, expected a positive integer"),

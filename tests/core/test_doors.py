@@ -192,9 +192,9 @@ def test_a_users_function_is_named(tmp_path):
 
     quiet = {"steps": 1, "batch_size": 2, "progress": False}
     for work, message in (
-        (lambda: sd.log_prob(model, x, steps=2, prior=broken), "your prior raised KeyError: 'mine'"),
-        (lambda: sd.log_prob(model, x, steps=2, prior=lambda z: 0.5), r"your prior gave a float, expected log p in nats, a tensor \(3,\)"),
-        (lambda: sd.log_prob(model, x, steps=2, prior=lambda z: torch.full((len(z),), math.nan)), "your prior gave NaN for 3 of 3 samples"),
+        (lambda: sd.log_prob(model, x, steps=2, prior=broken), "the prior that was given raised KeyError: 'mine'"),
+        (lambda: sd.log_prob(model, x, steps=2, prior=lambda z: 0.5), r"the prior that was given answered a float, expected log p"),
+        (lambda: sd.log_prob(model, x, steps=2, prior=lambda z: torch.full((len(z),), math.nan)), "the prior that was given answered NaN for 3 of 3"),
         (lambda: sd.fit(net, x, weighting=broken, **quiet), "your function weighting raised KeyError"),
         (lambda: sd.fit(net, x, weighting=lambda sde, t: t.sum(), **quiet), r"your function weighting gave \(\(\)\), expected a tensor"),
         (lambda: sd.fit(net, x, times=lambda sde, u: u, **quiet), "your function times gave .*, expected two tensors"),

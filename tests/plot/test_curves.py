@@ -1,5 +1,6 @@
 """Lines of figures: losses, and quality against network calls."""
 
+import dataclasses
 import itertools
 import json
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
+import scoresde as sd
 from scoresde import plot
 from scoresde.errors import DataError
 from scoresde.training.history import History
@@ -49,7 +51,43 @@ def test_loss_of_what_is_no_log(tmp_path):
         plot.loss(History())
 
 
+def test_step_0_unit_and_data_are_shown():
+    history = History(weighting="likelihood", data="digits")
+    for step, value in ((10, 5.0), (100, 2.0)):
+        history.add({"step": step, "loss": value, "lr": 1e-3, "grad_norm": 1.0, "seconds": 1.0})
+    for step, value in ((0, 9.0), (100, 2.5)):
+        history.add({"step": step, "validation": value, "seconds": 1.0})
+    figure = plot.loss(history)
+    ax = figure.axes[0]
+    assert (ax.get_title(), ax.get_ylabel()) == ("digits", "denoising loss (nats/dim, likelihood weighting)")
+    validation = next(line for line in ax.lines if list(line.get_xdata()) == [0, 100])
+    assert list(validation.get_ydata()) == [9.0, 2.5]
+    figure.canvas.draw()
+    places = [ax.transAxes.inverted().transform(ax.transData.transform((step, 5.0)))[0] for step in (0, 10, 100)]
+    assert 0 < places[0] < places[1] < places[2] < 1  # step 0 is on the axis
+    assert [text.get_text() for text in ax.get_xticklabels()][:2] == ["0", "10"]
+    assert "weighting simple" in plot.loss(dataclasses.replace(history, weighting="simple"), title="mine").axes[0].get_ylabel()
+    assert plot.loss(history, title="mine").axes[0].get_title() == "mine"
+
+
+def test_losses_of_a_short_run_are_more_than_one_point():
+    data = sd.data.Data(torch.randn(64, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(0, 2), name="cloud")
+    history = sd.fit(sd.NetworkModel(sd.nets.MLP(2, width=8), sd.VPSDE(), (2,)), data, steps=40, batch_size=8, progress=False)
+    assert history.steps == [1, 2, 5, 10, 20, 40]
+    assert (history.weighting, history.data) == ("likelihood", "cloud")
+    assert len(plot.loss(history).axes[0].lines[0].get_xdata()) == 6
+
+
 # ---- quality against network calls
+
+
+def test_one_budget_is_not_a_gray_panel():
+    ax = plot.frontier({"A": [(10, 0.101, 0.09, 0.11)], "B": [(10, 0.105, 0.1, 0.11)]}, (0.1, 0.01)).axes[0]
+    low, high = ax.get_ylim()
+    assert low < 0.08  # the band is from 0.08 to 0.12, with white on both sides
+    assert high > 0.12
+    assert [list(line.get_xydata()[0]) for line in ax.lines[:2]] == [[10, 0.105], [10, 0.101]]
+    assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["B", "A", "noise floor (real samples)"]  # a front of one point is none
 
 
 def test_frontier_draws_every_finite_point_over_the_floor():

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 import scoresde as sd
 from scoresde import plot
 from scoresde.errors import ConfigError, NonFiniteError, ShapeError
-from scoresde.plot import curves, fields, figures, pictures
+from scoresde.plot import curves, fields, figures, grids, pictures
 
 torch.set_num_threads(1)
 TRANSFORM = sd.Transform(levels=17)
@@ -85,7 +85,9 @@ def test_points_are_scattered():
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (torch.zeros(4, 3), ShapeError, r"\(4, 3\).*two dimensions"),
+        (torch.zeros(4, 0), ShapeError, r"\(4, 0\)"),
+        (torch.zeros(4, 128, 1), ShapeError, r"\(4, 128, 1\).*x\.transpose\(1, 2\)"),
+        (torch.zeros(4, 2, 8, 8, 8), ShapeError, r"volumes with C = 1 or 3"),
         (torch.zeros(4, 2, 8, 8), ShapeError, r"\(4, 2, 8, 8\).*C = 1 or 3"),
         (torch.zeros(0, 1, 8, 8), ShapeError, r"\(0, 1, 8, 8\)"),
         (torch.zeros(8), ShapeError, r"\(8,\)"),
@@ -152,7 +154,7 @@ def test_notebooks_show_the_figure():
     assert formatters.PNGFormatter()(plot.samples(torch.zeros(4, 2))).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("module", [pictures, fields, figures, curves])
+@pytest.mark.parametrize("module", [pictures, grids, fields, figures, curves])
 def test_no_pyplot_and_no_matplotlib_on_import(module):
     tree = ast.parse(Path(module.__file__).read_text())
     everywhere = [name for node in ast.walk(tree) for name in _imported(node)]
@@ -165,3 +167,137 @@ def _imported(node):
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     return [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+
+
+# ---- signals, sets of points, volumes, vectors
+
+
+def test_signals_are_a_panel_each_with_a_line_a_channel():
+    x = torch.randn(5, 2, 40, generator=torch.Generator().manual_seed(0))
+    figure = plot.samples({"a": x, "b": 2 * x[:3]}, labels={"a": list("vwxyz"), "b": [3, 1, 2]})
+    assert len(figure.axes) == 8
+    for ax, values in zip(figure.axes, [*x, *2 * x[:3]], strict=True):
+        assert [line.get_ydata().tolist() for line in ax.lines] == values.tolist()
+    assert [ax.get_title() for ax in figure.axes] == [*"vwxyz", *"312"]  # in the order of the samples
+    assert len({(ax.get_xlim(), ax.get_ylim()) for ax in figure.axes}) == 1
+    assert figure.axes[0].get_ylim()[1] >= max(float(x.max()), 2 * float(x[:3].max()))
+    assert [text.get_text() for text in figure.texts] == ["a", "b"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["channel 0", "channel 1"]
+    assert not plot.samples(x[:, :1]).legends  # one channel needs no name
+
+
+@pytest.mark.parametrize("shape", [(64, 1, 128), (9, 100, 2), (70, 50, 3), (3, 1, 2)])
+def test_panels_stay_on_a_page_and_do_not_overlap(shape):
+    figure = plot.samples(torch.randn(*shape, generator=torch.Generator().manual_seed(0)))
+    assert len(figure.axes) == min(shape[0], 64)
+    assert max(figure.get_size_inches()) < 18  # of which 30,000 pixels once were
+    boxes = [ax.get_position() for ax in figure.axes]
+    assert all(0 <= b.x0 < b.x1 <= 1 and 0 <= b.y0 < b.y1 <= 1 for b in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_levels_of_signals_are_drawn_as_levels():
+    levels = torch.randint(0, 17, (2, 1, 30), generator=torch.Generator().manual_seed(0))
+    figure = plot.samples(TRANSFORM.dequantize(levels, seed=1), TRANSFORM)
+    assert [ax.lines[0].get_ydata().tolist() for ax in figure.axes] == levels[:, 0].tolist()
+    assert figure.axes[0].get_ylabel() == "level"
+
+
+def test_sets_of_points_are_scattered_in_a_panel_each():
+    x = torch.randn(3, 50, 3, generator=torch.Generator().manual_seed(0))
+    flat, deep = plot.samples(x[..., :2]), plot.samples(x)
+    for i in range(3):
+        assert np.allclose(flat.axes[i].collections[0].get_offsets(), x[i, :, :2])
+        assert np.allclose(deep.axes[i].collections[0].get_offsets(), x[i, :, :2])
+        assert np.allclose(deep.axes[i].collections[0].get_array(), x[i, :, 2])  # the third coordinate is the colour, on one scale
+    assert {ax.collections[0].get_clim() for ax in deep.axes} == {(float(x[..., 2].min()), float(x[..., 2].max()))}
+    assert "x_3" in deep.texts[0].get_text()
+
+
+def test_volumes_are_a_row_of_slices_each():
+    x = torch.arange(2 * 12 * 5 * 6.0).view(2, 1, 12, 5, 6)
+    picture = np.asarray(plot.samples(x).axes[0].images[0].get_array())
+    scale = picture.shape[0] // (2 * 6 + 1)
+    small = picture[scale // 2 :: scale, scale // 2 :: scale]
+    assert small.shape == (2 * 6 + 1, 8 * 7 + 1)
+    for i in range(2):
+        for j, depth in enumerate((0, 2, 3, 5, 6, 8, 9, 11)):
+            shown = small[6 * i + 1 : 6 * i + 6, 7 * j + 1 : 7 * j + 7]
+            assert np.allclose(shown, x[i, 0, depth] / x.max(), atol=1e-6)
+
+
+def test_vectors_are_a_line_each_over_the_index():
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    figure = plot.samples(x, labels=[1, 0, 1, 0, 1, 0])
+    drawn = [line.get_ydata().tolist() for line in figure.axes[0].lines]
+    assert drawn == x[[1, 3, 5, 0, 2, 4]].tolist()
+    colors = [line.get_color() for line in figure.axes[0].lines]
+    assert colors == [plot.COLORS[0]] * 3 + [plot.COLORS[1]] * 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "1"]
+    bars = plot.samples(torch.cat([torch.zeros(30, 1), torch.ones(10, 1)])).axes[0].patches
+    assert sorted(bar.get_height() for bar in bars)[-2:] == [10, 30]
+
+
+def test_images_stand_in_rows_of_their_labels():
+    values = torch.arange(1, 6.0)
+    x = values.view(5, 1, 1, 1).expand(5, 1, 4, 4)
+    ax = plot.samples(x, labels=torch.tensor([10, 2, 10, 10, 2]), columns=2).axes[0]
+    picture = np.asarray(ax.images[0].get_array())
+    scale = picture.shape[0] // (3 * 5 + 1)
+    found = picture[scale * 3 :: scale * 5, scale * 3 :: scale * 5]  # one pixel of each place
+    assert np.allclose(found, [[1 / 4, 1], [0, 2 / 4], [3 / 4, 1]])  # 2: the second and the fifth; 10: first, third, fourth, none
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["2", "10"]
+    assert np.allclose(ax.get_yticks(), [2.5 * scale, 7.5 * scale])
+
+
+def test_points_have_the_colours_of_their_labels():
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    ax = plot.samples(x, labels=["b", "a", "b", "a", "b", "a"]).axes[0]
+    assert np.allclose(ax.collections[0].get_offsets(), x[1::2])
+    assert np.allclose(ax.collections[1].get_offsets(), x[::2])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+    with pytest.raises(ShapeError, match="labels: 5 of them, expected 6"):
+        plot.samples(x, labels=range(5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "transpose"),
+    [((2, 8, 9, 1), "(0, 3, 1, 2)"), ((2, 28, 28, 3), "(0, 3, 1, 2)"), ((2, 8, 8, 4), "(0, 3, 1, 2)"), ((2, 8, 9, 10, 1), "(0, 4, 1, 2, 3)")],
+)
+def test_channels_that_are_last(shape, transpose):
+    x = torch.randint(0, 17, shape, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ShapeError) as drawn:
+        plot.samples(x)
+    with pytest.raises(ShapeError) as kept:
+        sd.data.Data(x, x[:0], TRANSFORM)
+    assert torch.equal(x.permute(*map(int, transpose[1:-1].split(","))), x.movedim(-1, 1))  # what the message says
+    assert f"x.permute{transpose}" in str(drawn.value)
+    assert f"x.permute{transpose}" in str(kept.value)
+    moved = x.movedim(-1, 1)
+    sd.data.Data(moved, moved[:0], TRANSFORM)
+    if shape[-1] != 4:
+        assert plot.samples(moved, TRANSFORM).axes
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 3), (3, 28, 28), (1, 7, 7), (4, 4, 1), (16, 5, 4)])
+def test_shapes_that_are_not_taken_for_channels_last(shape):
+    sd.data.Data(torch.zeros(2, *shape, dtype=torch.int64), torch.zeros(0, *shape, dtype=torch.int64), TRANSFORM)
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (30, 2), (5,), (1, 6, 6, 6)])
+def test_trajectories_of_other_samples(shape):
+    means = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    steps = list(sd.trajectory(sd.ExactModel(sd.GaussianMixture(means, torch.tensor([0.2, 0.2])), sd.VPSDE()), 3, steps=6))
+    figure = plot.trajectory(steps, rows=2, columns=3)
+    if len(shape) == 4:
+        middles = [(i, t, x[:, :, 3], x0[:, :, 3]) for i, t, x, x0 in steps]
+        for ax, other in zip(figure.axes, plot.trajectory(middles, rows=2, columns=3).axes, strict=True):
+            assert np.array_equal(ax.images[0].get_array(), other.images[0].get_array())
+        return
+    assert len(figure.axes) == 6
+    for ax, values in ((figure.axes[0], steps[0][2]), (figure.axes[2], steps[-1][2]), (figure.axes[3], steps[0][3])):
+        if shape == (30, 2):
+            drawn = [c.get_offsets() for c in ax.collections]
+        else:
+            drawn = [line.get_ydata() for line in ax.lines]
+        assert np.allclose(np.stack(drawn), values[:2].view(2, *np.shape(drawn[0])), atol=1e-6)

@@ -199,9 +199,10 @@ class Frontier:
         solver, grid = (None, None) if job is None else (job.solver, job.grid)
         return Recommendation(best, metric, tuple(others.values()), solver, grid, self._sde, self.settings["t_end"])
 
-    def plot(self, path: PathLike | None = None, metric: str | None = None) -> Figure:
+    def plot(self, path: PathLike | None = None, metric: str | None = None, *, data: str = "") -> Figure:
         """A metric against network calls: one line a solver and grid with a band of its interval, the Pareto front, the noise floor,
-        and for sliced Wasserstein distances the parts of the error; see ``scoresde.plot.frontier``. None: ``Frontier.metric``."""
+        and for sliced Wasserstein distances the parts of the error; see ``scoresde.plot.frontier``. None: ``Frontier.metric``.
+        The title begins with ``data``, the name of the data."""
         metric = self.metric if metric is None else self._check_metric(metric)
         grids = {(r.label, r.grid) for r in self.rows}
         several = {label for label, _ in grids if len([g for name, g in grids if name == label]) > 1}
@@ -218,7 +219,7 @@ class Frontier:
             lines,
             None if floor is None else (floor.mean, floor.std),
             path,
-            title=f"{s['sde'].split('(')[0]}, {s['samples']} samples",
+            title=f"{data + ', ' if data else ''}{s['sde'].split('(')[0]}, {s['samples']} samples",
             ylabel=METRICS[metric].words,
             levels=parts,
             share=METRICS[metric].larger,

@@ -27,8 +27,8 @@ class Metric:
     larger: bool = False
 
 METRICS = {
-    "median": Metric("median", "median distance of a sample to the converged ODE's"),
-    "rms": Metric("rms", "rms distance of a sample to the converged ODE's"),
+    "median": Metric("median", "median distance of samples to the exact end of their ODE paths"),
+    "rms": Metric("rms", "rms distance of samples to the exact end of their ODE paths"),
     "sliced_wasserstein": Metric("sliced W", "sliced Wasserstein distance to the reference"),
     "energy": Metric("energy", "energy distance to the reference"),
     "mmd": Metric("MMD^2", "squared maximum mean discrepancy (unbiased) from the reference"),

@@ -32,6 +32,13 @@ class Mutation:
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
+        "times may be as good as one",
+        "solvers/planning.py",
+        "    _check_evenness(sde, plan)\n",
+        "",
+        ("solvers/test_planning.py",),
+    ),
+    Mutation(
         "True is an integer",
         "core/checks.py",
         "found = None if isinstance(number, (bool, np.ndarray)) else operator.index(number)",

@@ -116,6 +116,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("training/test_hygiene.py::test_said",),
     ),
     Mutation(
+        "times may be as good as one",
+        "solvers/planning.py",
+        "    _check_evenness(sde, plan)\n",
+        "",
+        ("solvers/test_planning.py",),
+    ),
+    Mutation(
         "True is an integer",
         "core/checks.py",
         "found = None if isinstance(number, (bool, np.ndarray)) else operator.index(number)",

@@ -190,6 +190,10 @@ def run_nll(a: Any) -> None:
     first = os.environ.get("RANK", "0") == "0"
     if a.device == "auto" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         a.device = f"cuda:{os.environ['LOCAL_RANK']}"  # under torchrun, of which each process takes its share of the samples
+    if data.transform is None and (a.dequantizations != 1 or a.dequantization is not None or a.importance_weighted):
+        raise ConfigError(
+            f"--dequantizations, --dequantization and --importance_weighted are for integer data, and {a.data} holds floats: leave them out"
+        )
     model = _load(a, data)
 
     if model.reference is None:  # of a run from before there were references: any is right, this one is fast

@@ -99,6 +99,11 @@ def npz(path: str | os.PathLike[str], *, levels: int | None = None, max_bytes: i
     train = arrays["train"]
     if train.ndim < 2:
         raise ShapeError(f"{path}: `train` has shape {train.shape}, expected (N, *event), images (N, C, H, W)")
+    if train.ndim == 4 and train.shape[3] in (1, 3, 4) and min(train.shape[1:3]) > 4:
+        raise ShapeError(
+            f"{path}: `train` has shape {train.shape}, images with the channels last: expected (N, C, H, W), "
+            "train.transpose(0, 3, 1, 2), and the same of `test`"
+        )
     if levels is None and "levels" in arrays:
         if arrays["levels"].shape != () or arrays["levels"].dtype.kind not in "iu":
             raise DataError(f"{path}: `levels` is not one integer but {arrays['levels'].dtype}{arrays['levels'].shape}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -36,8 +37,13 @@ def batch_size_of(model: Answers, given: int | None) -> int:
     """The number of samples at once: as given, or a function of the event shape alone. Raises ConfigError."""
     if given is None:
         return default_batch_size(model.event_shape)
-    numbers = int(np.prod(model.event_shape))
-    check_memory(8.0 * check_positive_int(given, "batch_size") * numbers, f"batch_size = {given} samples of shape {model.event_shape}")
+    return check_batch_size(given, model.event_shape)
+
+
+def check_batch_size(given: int, event_shape: tuple[int, ...]) -> int:
+    """A batch size. Raises ConfigError for one whose numbers of samples, state and noise alone are more than the memory there is."""
+    numbers = 8.0 * (2 + 3 * math.prod(event_shape))  # rows and ids; what is computed from, in float64, and the new state
+    check_memory(check_positive_int(given, "batch_size") * numbers, f"batch_size = {given} samples of shape {event_shape}")
     return given
 
 

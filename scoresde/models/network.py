@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from scoresde.core.checks import as_number, shown, theirs
 from scoresde.core.doors import checked
@@ -50,6 +51,8 @@ class NetworkModel(ScoreModel):
         super().__init__(sde, event_shape)
         if not isinstance(net, nn.Module):
             raise ConfigError(f"net is a {type(net).__name__}, expected a torch.nn.Module (an instance, not a class)")
+        if any(isinstance(p, (UninitializedBuffer, UninitializedParameter)) for p in (*net.parameters(), *net.buffers())):
+            raise ConfigError(f"{type(net).__name__} has lazy parameters, whose shapes are not known: call it once before")
         if transform is not None and not isinstance(transform, Rescaling):
             raise ConfigError(f"transform is a {type(transform).__name__}, expected a scoresde.Transform, or None")
         self.net = net

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_floating
+from scoresde.core.checks import check_floating, theirs
 from scoresde.core.doors import checked
 from scoresde.core.tensors import expand, transformed
 from scoresde.errors import ConfigError, DTypeError, NonFiniteError, ShapeError, TimeRangeError
@@ -187,7 +187,9 @@ def check_range(sde: SDE) -> None:
 
 def check_ends(sde: SDE) -> None:
     """Checks that alpha and sigma are numbers to calculate with at both ends of the time range. Raises ConfigError."""
-    for t in sde.levels([sde.t_min, sde.t_max]):
+    with theirs(f"{type(sde).__name__}, asked for alpha, sigma and their derivatives at a tensor of times (check_sde says more),"):
+        ends = sde.levels([sde.t_min, sde.t_max])
+    for t in ends:
         if not (1e-100 < t.alpha < 1e100 and 1e-100 < t.sigma < 1e100):
             raise ConfigError(
                 f"alpha = {t.alpha:.3g} and sigma = {t.sigma:.3g} at t = {float(t):.6g} of {sde}: expected numbers between "

@@ -122,7 +122,8 @@ def _time_of_log_snr(self: FunctionsOfTime, log_snr: Tensor) -> Tensor:
     target = log_snr.double()
 
     def newton(t: Tensor) -> Tensor:
-        return t + (self.log_snr(t) - target) * (self.sigma(t) / self.diffusion(t)).square()
+        step = (self.log_snr(t) - target) * (self.sigma(t) / self.diffusion(t)).square()
+        return t + torch.where(step.isfinite(), step, 0.0)  # where g = 0, as between equal entries of a table, bisection has to do
 
     with torch.no_grad():
         low, high = torch.full_like(target, self.t_min), torch.full_like(target, self.t_max)

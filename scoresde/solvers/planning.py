@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CLOSEST = 2e-9  # relative distance of two times
 
+LEAST_STEP = 1e-4  # of a step, beside the longer of its neighbours, in log-SNR
+
 AUTO_STEPS = 20  # network calls of solver="auto" when not told how many
 
 
@@ -102,4 +104,20 @@ def make_times(
             f"times run from {float(plan[0]):.8g} to {float(plan[-1]):.8g}, "
             f"expected within [t_min, t_max] = [{sde.t_min:.8g}, {sde.t_max:.8g}]"
         )
-    return plan.clamp(sde.t_min, sde.t_max)
+    plan = plan.clamp(sde.t_min, sde.t_max)
+    _check_evenness(sde, plan)
+    return plan
+
+
+def _check_evenness(sde: SDE, plan: Tensor) -> None:
+    """Checks that no step is nothing beside its neighbours: multistep solvers divide differences of the steps before by its length,
+    and UniPC made samples of size 1000 of two times that were meant to be one. Raises ConfigError."""
+    steps = sde.log_snr(plan).diff()
+    padded = torch.nn.functional.pad(steps, (1, 1))
+    ratio = steps / torch.maximum(padded[:-2], padded[2:])
+    i = int(ratio.nan_to_num(math.inf, math.inf).argmin())
+    if len(steps) > 1 and float(ratio[i]) < LEAST_STEP:
+        raise ConfigError(
+            f"times {float(plan[i])!r} and {float(plan[i + 1])!r} are as good as one: the step between them is {float(ratio[i]):.1g} of "
+            f"the one beside it in log-SNR, expected at least {LEAST_STEP:g}; leave one of them out"
+        )

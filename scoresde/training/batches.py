@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_shape, did_you_mean
+from scoresde.core.checks import check_data, check_shape, did_you_mean, theirs
 from scoresde.core.digest import sha256_of
 from scoresde.core.noise import Noise, permutation, seeded
 from scoresde.core.streams import AUGMENT, TRAIN_ORDER
@@ -115,7 +115,7 @@ class Source:
         given: list[str] = ["label"] if self.conditional else []
         if not isinstance(self.samples, Tensor):
             with seeded(0):  # items may be random, and nothing that is drawn here may be seen later
-                first = self.samples[0]
+                first = self._item(self.samples, 0)
             given = list(self._collate([first], [0], model.dtype)[1])
             if dropped and not given and isinstance(first, (tuple, list)) and len(first) > 1:
                 warnings.warn(
@@ -176,7 +176,7 @@ class Source:
         rows = torch.from_numpy(index)
         cond: dict[str, Any] = {}
         if not isinstance(samples, Tensor):
-            x, cond = self._collate([samples[i] for i in index.tolist()], index.tolist(), model.dtype)
+            x, cond = self._collate([self._item(samples, i) for i in index.tolist()], index.tolist(), model.dtype)
             check_shape(x, self.event_shape, "data")
             _check_dtype(x, model, "data")
             finite = x.flatten(1).isfinite().all(1)
@@ -213,6 +213,11 @@ class Source:
     def _evenly(self, most: int) -> np.ndarray:
         n = len(self.samples)
         return np.unique(np.linspace(0, n - 1, min(n, max(most, 2))).astype(np.int64))
+
+    def _item(self, samples: Any, i: int) -> Any:
+        """Item i of a user's Dataset. Raises ConfigError that names the item, if their code raises."""
+        with theirs(f"item {i} of the Dataset"):
+            return samples[i]
 
     def _collate(self, items: list[Any], index: list[int], dtype: torch.dtype) -> tuple[Tensor, dict[str, Any]]:
         """Items x, (x,), (x, label) or (x, dict of conditions) of a Dataset, stacked; ``index`` says which they are."""

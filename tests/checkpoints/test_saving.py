@@ -22,8 +22,8 @@ from crashes import count_or_crash, in_child
 
 import scoresde as sd
 from scoresde import nets, sdes
+from scoresde.checkpoints import description, saving
 from scoresde.checkpoints import folders as checkpoints_folders
-from scoresde.checkpoints import saving
 from scoresde.core import encoding, files
 from scoresde.errors import (
     CheckpointCorrupt,
@@ -591,3 +591,49 @@ def test_a_second_writer_is_told_the_pid_of_the_first(tmp_path):
         saving.save(make(1), tmp_path)  # the same writer
         with pytest.raises(ZeroDivisionError), files.lock(tmp_path):
             raise ZeroDivisionError
+
+
+class Table(sd.SDE):
+    """No dataclass: what it is stands in a table."""
+
+    t_min, t_max = 1e-3, 1.0
+
+    def __init__(self, most):
+        self.rates = torch.linspace(0.1, most, 5, dtype=torch.float64)
+
+    def alpha(self, t):
+        return torch.exp(-self.rates[-1] * t * t / 2)
+
+    def sigma(self, t):
+        return torch.sqrt(-torch.expm1(-self.rates[-1] * t * t))
+
+
+@dataclass(frozen=True, eq=False)
+class TableInAField(sd.SDE):
+    table: torch.Tensor
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def alpha(self, t):
+        return torch.exp(-self.table[1500] * t * t / 2)
+
+    def sigma(self, t):
+        return torch.sqrt(-torch.expm1(-self.table[1500] * t * t))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Table(20.0), Table(10.0)),
+        (TableInAField(torch.full((2000,), 20.0)), TableInAField(torch.full((2000,), 20.0).index_fill(0, torch.tensor(1500), 10.0))),
+    ],
+)
+def test_sdes_with_other_tables_are_refused(tmp_path, one, other):
+    model = make(sde=one)
+    saving.save(model, tmp_path)
+    assert same(model, saving.load(tmp_path, model=make(sde=one)))
+    with pytest.raises(CheckpointMismatch, match=r"sde\.levels\..*sigma is .* was requested"):
+        saving.load(tmp_path, model=make(sde=other))
+    saved = description.describe(model)
+    del saved["sde"]["levels"]  # as checkpoints were
+    description.check_same(saved, description.describe(model), tmp_path)

@@ -197,6 +197,12 @@ def test_bits_per_dim_are_those_of_the_library(runs, run, tmp_path, capsys):
     assert "t_min" in text
 
 
+@pytest.mark.parametrize("option", ["--dequantizations 2", "--dequantization normal", "--importance_weighted"])
+def test_options_of_integer_data_are_refused_for_floats(run, runs, capsys, option):
+    assert run(f"nll {runs}/moons --data moons --n 2 {option}") == 2
+    assert "are for integer data, and moons holds floats: leave them out" in capsys.readouterr().err
+
+
 def test_points_have_nats(runs, run, tmp_path):
     line = f"nll {runs}/moons --data moons --split train --n 20 --solver Heun --steps 5 --divergence exact"
     assert run(f"{line} --out {tmp_path}/r.json") == 0

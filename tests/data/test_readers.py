@@ -310,3 +310,13 @@ def test_from_dataset_refuses(items, error, message):
 def test_from_dataset_needs_a_length():
     with pytest.raises(ConfigError, match="generator"):
         data.from_dataset(x for x in [torch.zeros(2)])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_with_channels_last_are_refused(tmp_path, channels):
+    images = np.zeros((5, 16, 12, channels), dtype=np.uint8)
+    np.savez(tmp_path / "last.npz", train=images)
+    with pytest.raises(ShapeError, match=r"channels last: expected \(N, C, H, W\), train\.transpose\(0, 3, 1, 2\)"):
+        data.npz(tmp_path / "last.npz")
+    np.savez(tmp_path / "first.npz", train=images.transpose(0, 3, 1, 2))
+    assert data.npz(tmp_path / "first.npz").event_shape == (channels, 16, 12)

@@ -113,3 +113,11 @@ def test_errors_of_the_network_itself_pass_through():
     with pytest.raises(ConfigError, match="'label' is no option of this function, and the model takes no condition"):
         net = Linear()
         sd.NetworkModel(net, sd.VPSDE(), (2,)).score(torch.zeros(3, 2), 0.5, label=torch.arange(3))
+
+
+def test_lazy_parameters_are_refused():
+    net = torch.nn.Sequential(torch.nn.LazyLinear(2))
+    with pytest.raises(ConfigError, match="lazy parameters, whose shapes are not known: call it once"):
+        sd.NetworkModel(net, sd.VPSDE(), event_shape=(2,))
+    net(torch.zeros(1, 3))
+    sd.NetworkModel(net, sd.VPSDE(), event_shape=(2,))

@@ -248,3 +248,42 @@ def test_the_checker_never_raises_on_a_broken_sde():
     assert "ZeroDivisionError" in " ".join(sd.check_sde(Raises()))
     assert "t_min > 0" in " ".join(sd.check_sde(BadRange()))
     assert "elementwise" in " ".join(sd.check_sde(WrongShape()))
+
+
+class Plateaus(sd.SDE):
+    """A table read without interpolation at its end: alpha stands still there, so that g = 0."""
+
+    t_min, t_max = 1e-3, 1.0
+
+    def _integral(self, t):
+        table = torch.linspace(0, 1, 101, dtype=torch.float64).square() * 10
+        u = (t.double() * 101).clamp(0.001, 99.999)
+        i = u.long()  # of a NaN: an index far outside
+        return (table[i] + (u - i) * (table[i + 1] - table[i])).to(t.dtype)
+
+    def alpha(self, t):
+        return torch.exp(-self._integral(t) / 2)
+
+    def sigma(self, t):
+        return torch.sqrt(-torch.expm1(-self._integral(t)))
+
+
+def test_a_table_is_never_asked_for_times_that_are_no_numbers():
+    assert Plateaus().time_of_log_snr(torch.tensor([-2.0, 0.0, 2.0], dtype=torch.float64)).isfinite().all()
+    assert any("log_snr" in line or "does not hold" in line for line in sd.check_sde(Plateaus()))
+
+
+class ByMath(sd.SDE):
+    t_min, t_max = 1e-3, 1.0
+
+    def alpha(self, t):
+        return math.exp(-4 * t)
+
+    def sigma(self, t):
+        return math.sqrt(-math.expm1(-8 * t))
+
+
+def test_functions_of_numbers_are_refused_when_a_model_is_made():
+    target = sd.GaussianMixture(torch.zeros(1, 2), torch.ones(1))
+    with pytest.raises(sd.errors.ConfigError, match=r"ByMath, asked for alpha, sigma .* at a tensor of times .*raised (TypeError|ValueError)"):
+        sd.ExactModel(target, ByMath())

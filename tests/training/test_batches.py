@@ -422,3 +422,22 @@ def test_a_condition_that_the_network_cannot_do_without_is_asked_for():
         start(Needs(), LEVELS)
     with pytest.raises(ConfigError, match="'theta' is missing"):
         sd.sample(sd.NetworkModel(Needs(), sd.VPSDE(), (2,)), 2)
+
+
+class Raises(Rows):
+    def __getitem__(self, i):
+        if i == 7:
+            raise KeyError("no such picture")
+        return super().__getitem__(i)
+
+
+def test_an_item_that_raises_is_named():
+    model = make()
+    with pytest.raises(ConfigError, match="item 7 of the Dataset raised KeyError: 'no such picture'"):
+        sd.fit(model, Raises("x"), **{**QUICK, "steps": 20})
+
+
+def test_a_batch_that_no_machine_can_hold_is_refused_before_it_is_made():
+    for call in (lambda n: sd.fit(make(), MOONS.train, **{**QUICK, "steps": 2, "batch_size": n}), lambda n: sd.sample(make(), 2, batch_size=n)):
+        with pytest.raises(ConfigError, match=r"batch_size = 10{10} samples of shape \(2,\) would take .* GiB"):
+            call(10**10)

@@ -110,5 +110,5 @@ def by_label(labels: Sequence[str]) -> dict[str, list[int]]:
 def slices_of(x: Tensor, most: int = 8) -> Tensor:
     """Slices (N, n, C, H, W) of volumes (N, C, D, H, W), at most ``most`` of them, evenly spaced over D, the first and last among them."""
     depth = x.shape[2]
-    pick = torch.linspace(0, depth - 1, min(most, depth)).round().long().to(x.device)
+    pick = torch.linspace(0, depth - 1, min(most, depth), device="cpu").round().long().to(x.device)
     return x.index_select(2, pick).movedim(2, 1)

@@ -181,6 +181,8 @@ def run_sample(a: Any) -> None:
 
 
 def run_nll(a: Any) -> None:
+    if a.out is not None and Path(a.out).suffix != ".json":
+        raise ConfigError(f"--out {a.out}: the result and its settings are written as JSON, expected a name that ends in .json")
     tolerances = {"rtol": a.rtol, "atol": a.rtol if a.atol is None else a.atol}
     given = {name: repr(value) for name, value in tolerances.items() if value is not None}
     solver = None  # the best for the model

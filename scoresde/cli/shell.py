@@ -22,7 +22,7 @@ def explain(message: str, names: Collection[str]) -> str:
     found = re.search(r"unrecognized arguments: (\S+)|invalid choice: '([^']*)'", message)
     if found:
         wrong = (found[1] or found[2]).split("=")[0]
-        message += checks.did_you_mean(wrong, names)
+        message += checks.did_you_mean(wrong, names, 0.7)  # the two dashes are alike in all
     if "arguments are required" in message:
         head, _, missing = message.partition(": ")
         keys = [key.rpartition(".")[2] for key in missing.split(", ")]

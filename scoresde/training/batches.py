@@ -143,6 +143,8 @@ class Source:
     def order(self, positions: np.ndarray, seed: int) -> np.ndarray:
         """The samples at some positions of the endless sequence of epochs, each a permutation of all samples."""
         n = len(self.samples)
+        if n == 1:  # an epoch each
+            return np.zeros_like(positions)
         epochs = positions // n
         index = np.empty_like(positions)
         for epoch in np.unique(epochs).tolist():

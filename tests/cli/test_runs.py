@@ -135,3 +135,15 @@ def test_python_m_scoresde(here):
     done = subprocess.run([sys.executable, "-m", "scoresde", "--version"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert done.stdout.strip()
+
+
+def test_the_result_of_nll_is_json(run, here, capsys):
+    assert run("nll nothing --data moons --out result.csv") == 2
+    assert "expected a name that ends in .json" in capsys.readouterr().err
+
+
+def test_far_fetched_names_are_not_proposed(run, capsys):
+    assert run("sample run --guidance 2") == 2
+    assert "did you mean" not in capsys.readouterr().err
+    assert run("sample run --solvr Heun") == 2
+    assert "did you mean '--solver'" in capsys.readouterr().err

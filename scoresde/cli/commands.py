@@ -62,7 +62,7 @@ def run_train(a: Any) -> None:
     given = {name: a[name] for name in names if a[name] is not None}
     given["validate_every"] = given.get("validate_every") or None  # 0: none
     _check_early(a, given)
-    data = catalog.load(_data_of(a))
+    data = catalog.load(runs.data_of(a))
     if a.conditional and data.classes is None:
         raise ConfigError(f"--conditional, but {a.data} has no labels: leave it out")
     sde = classes_module.make("sde", a.sde, a.options["sde"])
@@ -107,14 +107,6 @@ def run_train(a: Any) -> None:
         curves.loss(history, Path(a.out) / "loss.png")
         print(f"{history}\nin {a.out}: the weights, log.jsonl and loss.png. Next:")
         print("\n".join(f"  {command}" for command in runs.next_commands(a, data)))
-
-
-def _data_of(a: Any) -> str:
-    """--data, which only a run that goes on has from elsewhere. Raises ConfigError."""
-    if a.data is None:
-        known = "; --resume finds no command.json of a run in --out" if a.get("resume") else ""
-        raise ConfigError(f"--data is required: {', '.join(catalog.NAMES)}, a folder with idx files, or a .npz file{known}")
-    return str(a.data)
 
 
 def _check_early(a: Any, given: Mapping[str, Any]) -> None:
@@ -188,7 +180,7 @@ def run_nll(a: Any) -> None:
     solver = None  # the best for the model
     if a.solver != "auto" or given or a.options["solver"]:
         solver = classes_module.make("solver", "TorchDiffEq" if a.solver == "auto" else a.solver, {**given, **a.options["solver"]})
-    data = catalog.load(_data_of(a))
+    data = catalog.load(runs.data_of(a))
     first = os.environ.get("RANK", "0") == "0"
     if a.device == "auto" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         a.device = f"cuda:{os.environ['LOCAL_RANK']}"  # under torchrun, of which each process takes its share of the samples
@@ -252,7 +244,7 @@ def run_nll(a: Any) -> None:
 def run_bench(a: Any) -> None:
     budgets = _integers(a.nfe, "nfe")
     solvers = list(SOLVERS) if a.solvers is None else [_solver_of(name.strip()) for name in a.solvers.split(",")]
-    name_of_data = _data_of(a)
+    name_of_data = runs.data_of(a)
     spaced = None if a.grids is None else {name.strip(): _grid_of(name.strip()) for name in a.grids.split(",")}
     data = catalog.load(name_of_data)
     model = _load(a, data)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoresde.core import encoding, files
+from scoresde.data import catalog
 from scoresde.errors import CheckpointCorrupt, ConfigError, ShapeError
 from scoresde.plot.kinds import most_drawn
 
@@ -76,6 +77,14 @@ def _without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
         elif argument.partition("=")[0] not in names:
             left.append(argument)
     return left
+
+
+def data_of(a: Any) -> str:
+    """--data, which only a run that goes on has from elsewhere. Raises ConfigError."""
+    if a.data is None:
+        known = "; --resume finds no command.json of a run in --out" if a.get("resume") else ""
+        raise ConfigError(f"--data is required: {', '.join(catalog.NAMES)}, a folder with idx files, or a .npz file{known}")
+    return str(a.data)
 
 
 def next_commands(a: Any, data: Data) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scoresde import nets, sdes
 from scoresde.checkpoints.format import MAX_SIZE
 from scoresde.core import faces
-from scoresde.core.digest import sha256_of
+from scoresde.core.digest import name_of
 from scoresde.core.encoding import arguments, check_weights, plain
 from scoresde.data.transform import Transform
 from scoresde.errors import CheckpointMismatch, ConfigError
@@ -88,17 +88,6 @@ def names_of_buffers(model: nn.Module) -> set[str]:
     """Which of the tensors of its state are no parameters: they may hold infinity, as the mask of a causal attention does."""
     clean = clean_name(model)
     return {clean(name) for name, _ in model.named_buffers(remove_duplicate=False)}
-
-
-def name_of(function: Any, code: bool = False) -> str:
-    """The name that a function is known by in a config; a string is its own, and a dataclass tells its fields. With ``code`` one
-    without a name, a lambda, is known by what it does, as far as its code tells."""
-    if code and isinstance(function, FunctionType) and function.__name__ == "<lambda>":
-        what = function.__code__
-        return f"<lambda> {sha256_of(repr((what.co_names, what.co_consts)), what.co_code.hex())[:8]}"
-    if dataclasses.is_dataclass(function) and not isinstance(function, type):
-        return repr(function)
-    return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
 
 
 def check_same(saved: Mapping[str, Any], requested: Mapping[str, Any], path: Path, prefix: str = "") -> None:

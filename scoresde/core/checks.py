@@ -160,22 +160,16 @@ def check_calls(calls: int, what: str) -> int:
     return calls
 
 
-def check_flag(value: Any, name: str) -> bool:
-    """Checks True or False. Raises ConfigError."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} = {shown(value)}, expected True or False")
-    return value
-
-
 @contextmanager
-def theirs(what: str) -> Iterator[None]:
-    """Names a user's own function in what it raises: ConfigError from it. What is scoresde's own error already stays what it is."""
+def theirs(what: str, more: str = "") -> Iterator[None]:
+    """Names a user's own function in what it raises: ConfigError from it, with ``more`` at the end. What is scoresde's own error
+    already stays what it is."""
     try:
         yield
     except ScoreSDEError:
         raise
     except Exception as error:
-        raise ConfigError(f"{what} raised {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{what} raised {type(error).__name__}: {error}{more}") from error
 
 
 def _machine() -> float:

@@ -68,6 +68,17 @@ def solver_digest(solver: Any) -> str:
     return digest(solver, methods)
 
 
+def name_of(function: Any, code: bool = False) -> str:
+    """The name that a function is known by in a config; a string is its own, and a dataclass tells its fields. With ``code`` one
+    without a name, a lambda, is known by what it does, as far as its code tells."""
+    if code and isinstance(function, types.FunctionType) and function.__name__ == "<lambda>":
+        what = function.__code__
+        return f"<lambda> {sha256_of(repr((what.co_names, what.co_consts)), what.co_code.hex())[:8]}"
+    if dataclasses.is_dataclass(function) and not isinstance(function, type):
+        return repr(function)
+    return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+
+
 def plain_repr(value: Any) -> str:
     """A repr without addresses."""
     return _ADDRESS.sub("", repr(value))

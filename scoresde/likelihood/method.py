@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.core.checks import check_data, check_integer
+from scoresde.core.checks import check_data, check_integer, theirs
 from scoresde.core.digest import digest
 from scoresde.core.noise import Noise, check_seed
 from scoresde.core.tensors import expand
@@ -195,12 +195,8 @@ def check_prior(prior: Any, model: ScoreModel, solver: Solver, end: Level) -> Ca
 def _of_own_prior(prior: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     """log p of a user's own prior, checked."""
     expected = f"expected log p at t_max in nats, a float tensor of shape ({len(x)},), one number a sample"
-    try:
+    with theirs("the prior that was given", f"; it was called with states x {tuple(x.shape)}, {expected}"):
         log_p = prior(x)
-    except Exception as error:
-        raise ConfigError(
-            f"the prior that was given raised {type(error).__name__}: {error}; it was called with states x {tuple(x.shape)}, {expected}"
-        ) from error
     if not isinstance(log_p, Tensor) or log_p.shape != (len(x),):
         got = f"shape {tuple(log_p.shape)}" if isinstance(log_p, Tensor) else f"a {type(log_p).__name__}"
         raise ShapeError(f"the prior that was given answered {got}, {expected}")

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -167,9 +167,14 @@ class SDE(ABC):
         return t
 
 
+def own_parameters(sde: Any) -> Iterator[torch.nn.Parameter]:
+    """The parameters of an SDE that is an nn.Module too; none of all others."""
+    return sde.parameters() if isinstance(sde, torch.nn.Module) else iter(())
+
+
 def device_of(sde: Any) -> torch.device:
     """The device of an SDE's parameters; the CPU if it has none, as all of ours."""
-    first = next(sde.parameters(), None) if isinstance(sde, torch.nn.Module) else None
+    first = next(own_parameters(sde), None)
     return torch.device("cpu") if first is None else first.device
 
 

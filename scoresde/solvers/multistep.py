@@ -79,11 +79,6 @@ def _check_choice(value: Any, choices: Sequence[Any], name: str) -> None:
         raise ConfigError(f"{name} = {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
-def _check_flag(value: Any, name: str) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} = {value!r}, expected True or False")
-
-
 # ---- the solvers
 @checked
 @dataclass(frozen=True)
@@ -116,8 +111,6 @@ class DPMSolverPP(WeightedSums):
 
     def __post_init__(self) -> None:
         _check_choice(self.order, (1, 2, 3), "order")
-        _check_flag(self.singlestep, "singlestep")
-        _check_flag(self.lower_order_final, "lower_order_final")
         check_eta(self.eta, math.inf)
         if self.singlestep and self.eta:
             raise ConfigError(f"eta = {self.eta} with singlestep=True, expected 0: the stochastic variants are multistep")
@@ -199,9 +192,7 @@ class UniPC(WeightedSums):
 
     def __post_init__(self) -> None:
         _check_choice(self.order, (1, 2, 3), "order")
-        _check_flag(self.corrector, "corrector")
         _check_choice(self.variant, ("bh2", "bh1"), "variant")
-        _check_flag(self.lower_order_final, "lower_order_final")
 
     @property
     def accuracy(self) -> float:

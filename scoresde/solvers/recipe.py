@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoresde.core import encoding, files
 from scoresde.core.checks import check_positive_int
-from scoresde.core.digest import of_model
+from scoresde.core.digest import name_of, of_model
 from scoresde.core.doors import checked
 from scoresde.errors import CheckpointCorrupt, CheckpointMismatch, ConfigError
 from scoresde.models.network import NetworkModel
@@ -203,8 +203,7 @@ class Recipe(Wrapper):
 
 def fingerprint(model: ScoreModel) -> str:
     """Sixteen hexadecimal digits of a model's weights and of its parameterization, for a model that has one."""
-    name = getattr(model.parameterization, "__name__", "") if isinstance(model, NetworkModel) else ""
-    return of_model(model, name)
+    return of_model(model, name_of(model.parameterization) if isinstance(model, NetworkModel) else "")
 
 
 def _solvers() -> dict[str, type]:

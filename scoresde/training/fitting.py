@@ -21,7 +21,6 @@ import torch
 
 from scoresde.checkpoints import folders
 from scoresde.core import files
-from scoresde.core.checks import check_flag
 from scoresde.core.doors import checked
 from scoresde.core.processes import Team
 from scoresde.data.dataset import Data
@@ -167,9 +166,6 @@ def fit(
         bf16=bf16,
         optimizer=optimizer,
     )
-    check_flag(progress, "progress")
-    if callback is not None and not callable(callback):
-        raise ConfigError(f"callback = {callback!r}, expected a function (step, line of the log) or (step, line, model)")
     if dequantization is not None:
         if not isinstance(data, Data) or data.transform is None:
             raise ConfigError("dequantization is of integer levels: give a Data with a transform, or leave it out")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from scoresde.checkpoints import description
-from scoresde.core.checks import check_flag, check_integer, check_positive, check_positive_int
+from scoresde.core.checks import check_integer, check_positive, check_positive_int
+from scoresde.core.digest import name_of
 from scoresde.core.encoding import plain
 from scoresde.core.noise import check_seed
 from scoresde.errors import ConfigError
@@ -97,8 +97,6 @@ class Options:
         for name, every in (("log_every", self.log_every), ("validate_every", self.validate_every)):
             if every is not None:
                 check_positive_int(every, name)
-        for name, flag in (("stratified", self.stratified), ("overwrite", self.overwrite), ("bf16", self.bf16)):
-            check_flag(flag, name)
         if self.resume not in (True, False, "extend"):
             raise ConfigError(f"resume = {self.resume!r}, expected True, False or 'extend'")
         if self.optimizer is not None and not callable(self.optimizer):
@@ -157,8 +155,8 @@ class Options:
             "schedule": self.schedule,
             "clip": self.clip,
             "ema": self.ema,
-            "weighting": description.name_of(self.weighting, code=True),
-            "times": description.name_of(self.times, code=True),
+            "weighting": name_of(self.weighting, code=True),
+            "times": name_of(self.times, code=True),
             "stratified": self.stratified,
             "seed": self.seed,
             "bf16": self.bf16,
@@ -166,5 +164,5 @@ class Options:
             "augment": None if self.augment is None else repr(self.augment),
         }
         if self.optimizer is not None:
-            found["optimizer"] = description.name_of(self.optimizer, code=True)
+            found["optimizer"] = name_of(self.optimizer, code=True)
         return plain(found)

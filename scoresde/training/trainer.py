@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from scoresde.checkpoints import description, format
 from scoresde.core import encoding
+from scoresde.core.checks import theirs
 from scoresde.core.noise import Noise, permutation, seeded
 from scoresde.core.streams import FIT_TIMES, TRAIN_DROPOUT, TRAIN_EPS, TRAIN_TIMES, TRAINING_DRAW, VALIDATION
 from scoresde.errors import CheckpointMismatch, ConfigError, TrainingDiverged
 from scoresde.models.base import inference
 from scoresde.models.plain import clean_name
-from scoresde.sdes.base import device_of
+from scoresde.sdes.base import device_of, own_parameters
 from scoresde.training import hygiene, loss
 from scoresde.training.average import Average
 from scoresde.training.optimization import Descent
@@ -68,7 +69,7 @@ class Trainer:
         self.times = loss.guarded(loss.resolve_times(options.times), "times")
         loss.check_functions(self.weighting, self.times, model.sde)
         self.scale = loss.total_weight(self.weighting, model.sde)
-        self.learns_sde = isinstance(model.sde, nn.Module) and any(p.requires_grad for p in model.sde.parameters())
+        self.learns_sde = any(p.requires_grad for p in own_parameters(model.sde))
         self.extended = False
         self._block = -1
         self._last: list[tuple[Tensor, Tensor]] = []
@@ -188,10 +189,10 @@ class Trainer:
             u = Noise(self.seed, np.arange(self.batch_size), (BLOCK,), torch.float64).uniform(TRAIN_TIMES, block).T
             if self.options.stratified:
                 u = (torch.arange(self.batch_size, device="cpu") + u) / self.batch_size
-            self._u = u.contiguous()
-            t, weight = self._times(u.flatten(), self.model.sde)
-            self._t, self._weight = t.view(BLOCK, -1).to(self.device), weight.view(BLOCK, -1).to(self.device)
-            self._block = block
+            self._u, self._block = u.contiguous(), block
+            if not self.learns_sde:  # whose times are of each step
+                t, weight = self._times(u.flatten(), self.model.sde)
+                self._t, self._weight = t.view(BLOCK, -1).to(self.device), weight.view(BLOCK, -1).to(self.device)
         rows = slice(int(ids[0]), int(ids[-1]) + 1)
         index = self.source.order(k * self.batch_size + ids, self.seed)
         x0, cond = self.source.batch(index, ids, self.seed, TRAINING_DRAW + k, self.model, self.device, augment=self.options.augment)
@@ -319,10 +320,8 @@ def _optimizer(options: Options, parameters: list[nn.Parameter]) -> torch.optim.
     if options.optimizer is None:
         real = all(p.is_floating_point() for p in parameters)  # the fused one does not know complex numbers
         return torch.optim.AdamW(parameters, options.lr, options.betas, weight_decay=options.weight_decay, fused=True if real else None)
-    try:
+    with theirs("optimizer(parameters)"):
         made = options.optimizer(parameters)
-    except Exception as error:
-        raise ConfigError(f"optimizer(parameters) raised {type(error).__name__}: {error}") from error
     if not isinstance(made, torch.optim.Optimizer):
         raise ConfigError(f"optimizer(parameters) gave a {type(made).__name__}, expected a torch.optim.Optimizer")
     return made

@@ -16,14 +16,18 @@ X = torch.linspace(-1.5, 1.5, 10, dtype=torch.float64).view(5, 2)
 MIXTURE = sd.GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.5]], dtype=torch.float64), torch.tensor([0.3, 0.6], dtype=torch.float64))
 
 
-class Rate(sd.SDE, nn.Module):
-    """A learned rate k: alpha = exp(-k t), sigma^2 = 1 - alpha^2, so that f = -k and g^2 = 2 k."""
+class Learned(nn.Module):
+    """What both ways to give a learned rate k share."""
 
     t_min = 1e-3
 
     def __init__(self, k: float = 1.2) -> None:
         nn.Module.__init__(self)
         self.k = nn.Parameter(torch.tensor(k, dtype=torch.float64))
+
+
+class Rate(Learned, sd.SDE):
+    """A learned rate k: alpha = exp(-k t), sigma^2 = 1 - alpha^2, so that f = -k and g^2 = 2 k."""
 
     def alpha(self, t):
         return torch.exp(-self.k * t)
@@ -32,14 +36,8 @@ class Rate(sd.SDE, nn.Module):
         return (-torch.expm1(-2 * self.k * t)).sqrt()
 
 
-class RateByCoefficients(sd.SDE, nn.Module):
+class RateByCoefficients(Learned, sd.SDE):
     """The same, given by f and g."""
-
-    t_min = 1e-3
-
-    def __init__(self, k: float = 1.2) -> None:
-        nn.Module.__init__(self)
-        self.k = nn.Parameter(torch.tensor(k, dtype=torch.float64))
 
     def drift_coefficient(self, t):
         return -self.k * torch.ones_like(t)

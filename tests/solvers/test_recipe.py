@@ -164,3 +164,11 @@ def test_bad_input(tmp_path):
     for text in ("", "[]", "{}", '{"format": 1}', '{"format": 1, "solver": {"class": "UniPC", "args": {"order": 77}}}'):
         with pytest.raises(sd.errors.CheckpointCorrupt):
             Recipe.from_json(text)
+
+
+def test_a_recipe_is_for_one_parameterization():
+    """The same weights under another sigma_data are another model."""
+    torch.manual_seed(0)
+    net, P = sd.nets.MLP(2, width=8, depth=1), sd.parameterization
+    found = [fingerprint(sd.NetworkModel(net, sd.VPSDE(), (2,), given)) for given in ("edm", "v", P.EDM(5.0), P.EDM(2.0), P.Scaled("v", 5.0))]
+    assert len(set(found)) == 5
